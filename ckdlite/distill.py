@@ -1,0 +1,306 @@
+"""The losses: KD, SAMD, NLD and their total. They take tensors, not networks.
+
+The student's logits are the mean over time of its per-step logits, `logits.mean(0)`. Gradients
+reach the student only: everything of the teacher's is detached here. Chapter 3.2 builds SAMD.
+
+Each loss-level difference between the paper and the released code (chapter 3.5) is one option; the
+defaults are the paper, or our reading of it where it does not say.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .saliency import check_maps, check_target
+
+Normalise = Literal["none", "sample", "batch", "zscore"]
+
+
+def kd(
+    student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], *, temperature: float = 2.0
+) -> Float[Tensor, ""]:
+    """Hinton's distillation of logits: `tau^2 * KL(softmax(t / tau) || softmax(s / tau))`.
+
+    Nats, mean over the batch.
+
+    Args:
+        student: logits of the student, averaged over time.
+        teacher: logits of the teacher; detached.
+        temperature: tau, above 0. The default is NLD's.
+
+    Raises:
+        ValueError: shapes that do not match, tau not above 0, or logits that are not finite.
+
+    Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531.
+    """
+    _check_logits(student, teacher)
+    _check_temperature(temperature)
+    student, teacher = _wide(student), _wide(teacher.detach())
+    target = F.log_softmax(teacher / temperature, 1)
+    loss = temperature**2 * _kl(target, F.log_softmax(student / temperature, 1))
+    return _finite(loss, student=student, teacher=teacher)
+
+
+def normalise(maps: Float[Tensor, "B H W"], how: Normalise = "sample") -> Float[Tensor, "B H W"]:
+    """Bring maps to a common scale before a softmax reads them.
+
+    - `"none"`: as they are.
+    - `"sample"`: min-max to [0, 1] in each map.
+    - `"batch"`: min-max over the whole batch, `(m - min) / (max - min + 1e-3)`: the released code.
+    - `"zscore"`: mean 0, standard deviation 1 over the positions of each map.
+
+    A flat map becomes all zero under `"sample"` and `"zscore"`.
+
+    Raises:
+        ValueError: not `[B, H, W]`, empty, or an unknown name.
+
+    Chapter 3.2.
+    """
+    check_maps(maps=maps)
+    if how == "none":
+        return maps
+    if how == "batch":
+        maps = maps - maps.min()
+        return maps / (maps.max() + 1e-3)
+    if how == "sample":
+        maps = maps - maps.amin((1, 2), keepdim=True)
+        scale = maps.amax((1, 2), keepdim=True)
+    elif how == "zscore":
+        maps = maps - maps.mean((1, 2), keepdim=True)
+        # The square root's slope is infinite at 0, so a flat map is kept away from it.
+        variance = maps.square().mean((1, 2), keepdim=True)
+        scale = variance.where(variance > 0, torch.ones_like(variance)).sqrt()
+    else:
+        raise ValueError(f"normalise: got {how!r}, wanted 'none', 'sample', 'batch' or 'zscore'")
+    return maps / scale.where(scale > 0, torch.ones_like(scale))
+
+
+def samd(
+    student: Float[Tensor, "B H W"],
+    teacher: Float[Tensor, "B H W"],
+    *,
+    temperature: float = 2.0,
+    scaling: Normalise = "sample",
+    square: bool = True,
+) -> Float[Tensor, ""]:
+    """Saliency-scaled activation map distillation: make the student look where the teacher looks.
+
+    Each map is scaled, then read as a distribution over its `H * W` positions by a softmax::
+
+        P = softmax(normalise(map) / T),   L = T^2 * KL(P_teacher || P_student)
+
+    Nats, mean over the batch; `T` is the temperature.
+
+    Args:
+        student: spike activation map (`saliency.spike_map`).
+        teacher: Grad-CAM or CAM of the same size; detached.
+        temperature: above 0.
+        scaling: see `normalise`. The paper does not say which; `"sample"` is our reading. The
+            released code has `"batch"`. Difference 2.
+        square: multiply by `T^2` (paper); the released code does not. Difference 3.
+
+    Raises:
+        ValueError: maps of different shape, a temperature not above 0, or maps that are not finite.
+
+    Source: CKDSNN, arXiv 2511.06902. Chapter 3.2.
+    """
+    check_maps(student=student, teacher=teacher)
+    _check_temperature(temperature)
+    student, teacher = _wide(student), _wide(teacher.detach())
+    target = F.log_softmax(normalise(teacher, scaling).flatten(1) / temperature, 1)
+    read = F.log_softmax(normalise(student, scaling).flatten(1) / temperature, 1)
+    loss = _kl(target, read) * (temperature**2 if square else 1.0)
+    return _finite(loss, student=student, teacher=teacher)
+
+
+def nld(
+    student: Float[Tensor, "B K"],
+    teacher: Float[Tensor, "B K"],
+    *,
+    strength: float = 0.1,
+    temperature: float = 2.0,
+    noise: Float[Tensor, "*N B K"] | None = None,
+    draws: int = 1,
+    generator: torch.Generator | None = None,
+    spread: Literal["std", "variance"] = "std",
+    mix: Literal["logits", "probabilities"] = "logits",
+    detach_statistics: bool = True,
+) -> Float[Tensor, ""]:
+    """Noise-smoothed logits distillation.
+
+    With z the student's logits, n standard normal, and mean and std over the classes of a sample::
+
+        e = mean(z) + std(z) * n,   z_soft = z + lambda * e
+        L = tau^2 * KL(softmax(z_teacher / tau) || softmax(z_soft / tau))
+
+    Nats, mean over the batch and over the draws. The std has K - 1 in its denominator, as in the
+    released code. A softmax ignores a shift, so `mean(z)` has no effect on the value.
+
+    Args:
+        student: logits of the student, averaged over time.
+        teacher: logits of the teacher; detached.
+        strength: lambda, at least 0. At 0 this is `kd`.
+        temperature: tau, above 0.
+        noise: the draws of n to use, `[B, K]` or `[N, B, K]`; `None` draws them.
+        draws: how many to draw where `noise` is `None`.
+        generator: what to draw them from.
+        spread: the noise's standard deviation is `std(z)` (paper) or `std(z)^2` (released code).
+            Difference 6.
+        mix: add the noise to the logits (paper), or mix probabilities,
+            `(1 - lambda) * softmax(z / tau) + lambda * softmax(e / tau)` (released code).
+            Difference 5.
+        detach_statistics: keep mean and std out of the graph. The paper does not say; `True` is
+            our reading, the released code has `False`. Difference 7.
+
+    Raises:
+        ValueError: shapes that do not match, lambda below 0 (or above 1 for probabilities), tau
+            not above 0, fewer than two classes, or logits that are not finite.
+
+    Source: CKDSNN, arXiv 2511.06902.
+    """
+    _check_logits(student, teacher)
+    _check_temperature(temperature)
+    limit = 1.0 if mix == "probabilities" else float("inf")
+    if not 0 <= strength <= limit:
+        raise ValueError(f"strength: got {strength}, wanted from 0 to {limit}")
+    if spread not in ("std", "variance"):
+        raise ValueError(f"spread: got {spread!r}, wanted 'std' or 'variance'")
+    if mix not in ("logits", "probabilities"):
+        raise ValueError(f"mix: got {mix!r}, wanted 'logits' or 'probabilities'")
+    if student.shape[1] < 2:
+        raise ValueError("nld: got 1 class, wanted at least 2 to have a spread")
+    student, teacher = _wide(student), _wide(teacher.detach())
+    noise = _noise(student, noise, draws, generator)
+
+    source = student.detach() if detach_statistics else student
+    deviation = source.std(1, keepdim=True)
+    if spread == "variance":
+        deviation = deviation.square()
+    e = source.mean(1, keepdim=True) + deviation * noise
+    if mix == "logits":
+        soft = F.log_softmax((student + strength * e) / temperature, -1)
+    else:
+        clean, noisy = F.softmax(student / temperature, 1), F.softmax(e / temperature, -1)
+        smallest = torch.finfo(student.dtype).tiny
+        soft = ((1 - strength) * clean + strength * noisy).clamp(min=smallest).log()
+    loss = temperature**2 * _kl(F.log_softmax(teacher / temperature, 1), soft)
+    return _finite(loss, student=student, teacher=teacher, noise=noise)
+
+
+class Losses(NamedTuple):
+    """The terms of the total, in nats; `total = ce + beta * samd + gamma * nld`."""
+
+    total: Float[Tensor, ""]
+    ce: Float[Tensor, ""]
+    samd: Float[Tensor, ""]
+    nld: Float[Tensor, ""]
+
+
+def ckd(
+    student_logits: Float[Tensor, "B K"],
+    student_map: Float[Tensor, "B H W"],
+    teacher_logits: Float[Tensor, "B K"],
+    teacher_map: Float[Tensor, "B H W"],
+    labels: Int[Tensor, " B"],
+    *,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    samd_options: Mapping[str, Any] | None = None,
+    nld_options: Mapping[str, Any] | None = None,
+) -> Losses:
+    """The whole loss of CKDSNN: `L = CE + beta * L_SAMD + gamma * L_NLD`.
+
+    Args:
+        student_logits: averaged over time.
+        student_map: spike activation map of the last stage.
+        teacher_logits: detached here.
+        teacher_map: detached here.
+        labels: the true class of each image.
+        beta: weight of SAMD, at least 0.
+        gamma: weight of NLD, at least 0.
+        samd_options: passed to `samd`.
+        nld_options: passed to `nld`.
+
+    Returns:
+        The total and its unweighted terms.
+
+    Raises:
+        ValueError: weights below 0, labels out of range, and all that `samd` and `nld` raise.
+
+    Source: CKDSNN, arXiv 2511.06902.
+    """
+    for name, weight in (("beta", beta), ("gamma", gamma)):
+        if not weight >= 0:
+            raise ValueError(f"{name}: got {weight}, wanted a weight of at least 0")
+    _check_logits(student_logits, teacher_logits)
+    check_target(labels, *student_logits.shape)
+    ce = F.cross_entropy(_wide(student_logits), labels)
+    by_map = samd(student_map, teacher_map, **(samd_options or {}))
+    by_logits = nld(student_logits, teacher_logits, **(nld_options or {}))
+    return Losses(ce + beta * by_map + gamma * by_logits, ce, by_map, by_logits)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """`KL(p || q)` over the last axis, mean over the others; q may have draws in front."""
+    return (
+        F.kl_div(*torch.broadcast_tensors(log_q, log_p), reduction="none", log_target=True)
+        .sum(-1)
+        .mean()
+    )
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Losses are computed in float32 at least: half precision loses small divergences."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _noise(
+    like: Tensor, noise: Tensor | None, draws: int, generator: torch.Generator | None
+) -> Tensor:
+    if noise is None:
+        if draws < 1:
+            raise ValueError(f"draws: got {draws}, wanted at least 1")
+        shape = (draws, *like.shape)
+        return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+    if noise.dim() not in (2, 3) or noise.shape[-2:] != like.shape:
+        raise ValueError(
+            f"noise: got shape {list(noise.shape)}, wanted {list(like.shape)} or [N, B, K]"
+        )
+    return noise.to(like)
+
+
+def _check_logits(student: Tensor, teacher: Tensor) -> None:
+    if student.dim() == 3:
+        raise ValueError(
+            f"student logits: got shape {list(student.shape)}, wanted [B, K]; "
+            "average logits over time first: logits.mean(0)"
+        )
+    if student.dim() != 2 or student.numel() == 0 or student.shape != teacher.shape:
+        raise ValueError(
+            f"logits: got student {list(student.shape)} and teacher {list(teacher.shape)}, "
+            "wanted [B, K] from both, with one B and one K, and nothing empty"
+        )
+    for name, logits in (("student", student), ("teacher", teacher)):
+        if not logits.is_floating_point():
+            raise TypeError(f"{name} logits: got {logits.dtype}, wanted floating point")
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: got {temperature}, wanted a finite number above 0")
+
+
+def _finite(loss: Tensor, **inputs: Tensor) -> Tensor:
+    """Return the loss; where it is not finite, say which input was to blame.
+
+    Only the loss is tested on the good path: one number, not every tensor.
+    """
+    if not bool(loss.isfinite()):
+        bad = [name for name, x in inputs.items() if not bool(x.isfinite().all())]
+        cause = f"{' and '.join(bad)} held NaN or infinity" if bad else "the values overflowed"
+        raise ValueError(f"the loss is {float(loss)}: {cause}, wanted finite numbers")
+    return loss

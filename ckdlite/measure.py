@@ -1,0 +1,168 @@
+"""What a network does and what it would cost: predictions, firing rates, operations, entropy."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .lif import LIF
+
+# Energy of one 32-bit floating-point operation in a 45 nm process at 0.9 V, in picojoules:
+# Horowitz 2014 (ISSCC), "Computing's energy problem". A multiplication 3.7 and an addition 0.9.
+PICOJOULES_MAC = 4.6
+PICOJOULES_AC = 0.9
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, images: Float[Tensor, "N ..."], batch_size: int = 250
+) -> Float[Tensor, "N K"]:
+    """Logits of many images, in eval mode and in batches; a student's are averaged over time.
+
+    The model's mode is put back afterwards.
+
+    Raises:
+        ValueError: no image, or a batch size below 1.
+    """
+    if not len(images) or batch_size < 1:
+        raise ValueError(
+            f"predict: got {len(images)} images and batch size {batch_size}, wanted at least 1"
+        )
+    was_training = model.training
+    model.eval()
+    try:
+        logits = [model(batch) for batch in images.split(batch_size)]
+    finally:
+        model.train(was_training)
+    return torch.cat([y.mean(0) if y.dim() == 3 else y for y in logits])
+
+
+def accuracy(logits: Float[Tensor, "N K"], labels: Tensor) -> float:
+    """The share of images whose highest logit is the label's."""
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits and labels: got {list(logits.shape)} and {list(labels.shape)}, "
+            "wanted [N, K] and [N]"
+        )
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+def entropy(logits: Float[Tensor, "*B K"], temperature: float = 1.0) -> Float[Tensor, "*B"]:
+    """Entropy of `softmax(logits / temperature)` over the last axis, in nats: 0 to ln K.
+
+    Raises:
+        ValueError: a temperature not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature: got {temperature}, wanted a number above 0")
+    log_p = F.log_softmax(logits / temperature, -1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+@torch.no_grad()
+def firing_rates(model: nn.Module, images: Float[Tensor, "B ..."]) -> dict[str, float]:
+    """Firing rate of each LIF layer by name, in spikes per neuron and timestep, 0 to 1.
+
+    Raises:
+        ValueError: the model has no LIF layer.
+    """
+    rates: dict[str, float] = {}
+    neurons = {name: m for name, m in model.named_modules() if isinstance(m, LIF)}
+    if not neurons:
+        raise ValueError(f"firing_rates: {type(model).__name__} has no LIF layer")
+
+    def keep(name: str) -> Any:
+        return lambda _module, _inputs, spikes: rates.update({name: spikes.mean().item()})
+
+    hooks = [m.register_forward_hook(keep(name)) for name, m in neurons.items()]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rates
+
+
+class LayerCost(NamedTuple):
+    """Operations of one layer for one image, over all timesteps."""
+
+    layer: str
+    macs: float  # multiply-accumulates: the input holds real numbers
+    acs: float  # accumulates: the input holds spikes, and only a spike costs
+
+
+class Cost(NamedTuple):
+    """Operations and energy for one image, over all timesteps. See `operations`."""
+
+    layers: list[LayerCost]
+
+    @property
+    def macs(self) -> float:
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def acs(self) -> float:
+        return sum(layer.acs for layer in self.layers)
+
+    @property
+    def microjoules(self) -> float:
+        """Energy estimate: 4.6 pJ a multiply-accumulate, 0.9 pJ an accumulate."""
+        return (PICOJOULES_MAC * self.macs + PICOJOULES_AC * self.acs) * 1e-6
+
+
+@torch.no_grad()
+def operations(model: nn.Module, images: Float[Tensor, "B ..."]) -> Cost:
+    """Count the operations of every convolution and linear layer, mean over these images.
+
+    A layer whose input is only zeros and ones takes spikes: each spike costs one accumulate for
+    every weight that it meets (a synaptic operation). Any other layer costs one multiply-accumulate
+    for every weight and position, zeros included. Taps that fall into the padding are counted in
+    neither. The counts are made from the actual spikes, not from rates.
+
+    The energy is an estimate for arithmetic alone: 32-bit floating point, 45 nm (Horowitz 2014).
+    It leaves out memory traffic, which dominates on real chips, the neurons' own updates (one
+    multiplication and one addition a neuron and step), and what batch norm costs where it is not
+    folded into the weights. It says what sparse spikes could save, not what a device draws.
+
+    Raises:
+        ValueError: no image.
+    """
+    if not len(images):
+        raise ValueError("operations: got no image, wanted at least 1")
+    costs: list[LayerCost] = []
+
+    def count(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+            x = inputs[0]
+            spiking = bool(((x == 0) | (x == 1)).all())
+            used = x if spiking else torch.ones_like(x)
+            total = _fan_out(module, used) / len(images)
+            costs.append(LayerCost(name, 0.0 if spiking else total, total if spiking else 0.0))
+
+        return hook
+
+    kinds = (nn.Conv2d, nn.Linear)
+    hooks = [
+        m.register_forward_hook(count(name))
+        for name, m in model.named_modules()
+        if isinstance(m, kinds)
+    ]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Cost(costs)
+
+
+def _fan_out(module: nn.Module, x: Tensor) -> float:
+    """How many weights the ones in x meet: each is one operation."""
+    if isinstance(module, nn.Linear):
+        return x.sum(dtype=torch.float64).item() * module.out_features
+    # Channels all meet the same taps, so they can be added up before the taps are counted.
+    frames = x.flatten(0, -4).sum(1, keepdim=True, dtype=torch.float64)
+    ones = torch.ones(1, 1, *module.kernel_size, dtype=torch.float64, device=x.device)
+    met = F.conv2d(frames, ones, None, module.stride, module.padding, module.dilation)
+    return met.sum().item() * module.out_channels / module.groups

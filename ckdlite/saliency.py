@@ -1,0 +1,291 @@
+"""Where a network looks: CAM, Grad-CAM, the spike activation map, and scores for maps.
+
+A map is `[B, H, W]`: one number a position, in the units of what it sums. Chapter 3.2 builds the
+teacher's and the student's map in plain lines.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .networks import layer as find_layer
+
+
+def check_maps(**maps: Tensor) -> None:
+    """Raise where maps are not floating-point `[B, H, W]` of one shape, or are empty."""
+    shapes = {name: list(m.shape) for name, m in maps.items()}
+    said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    for name, m in maps.items():
+        if m.dim() != 3 or m.numel() == 0:
+            raise ValueError(f"maps: got {said}, wanted [B, H, W] with nothing empty")
+        if not m.is_floating_point():
+            raise TypeError(f"{name}: got {m.dtype}, wanted a floating-point map")
+    if len({tuple(s) for s in shapes.values()}) > 1:
+        raise ValueError(
+            f"maps: got {said}, wanted one shape; torch.nn.functional.interpolate resamples a map"
+        )
+
+
+def check_target(target: Tensor, batch: int, classes: int) -> None:
+    """Raise where labels are not B whole numbers from 0 to K - 1."""
+    if target.shape != (batch,):
+        raise ValueError(f"labels: got shape {list(target.shape)}, wanted [{batch}]")
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise TypeError(f"labels: got {target.dtype}, wanted whole numbers")
+    if batch and not (0 <= int(target.min()) and int(target.max()) < classes):
+        raise ValueError(
+            f"labels: got values from {int(target.min())} to {int(target.max())}, "
+            f"wanted 0 to {classes - 1}"
+        )
+
+
+def cam(
+    features: Float[Tensor, "B C H W"],
+    weight: Float[Tensor, "K C"],
+    target: Int[Tensor, " B"],
+    *,
+    relu: bool = True,
+) -> Float[Tensor, "B H W"]:
+    """Class activation map: `M_k(h, w) = sum_c weight[k, c] * features[c, h, w]`, then ReLU.
+
+    For a network that ends in global average pooling and one linear layer with this weight. There
+    Grad-CAM is this map divided by `H * W`.
+
+    Args:
+        features: the last stage's output.
+        weight: the linear layer's weight.
+        target: the class k of each image.
+        relu: keep only what speaks for the class.
+
+    Raises:
+        ValueError: channels that do not match, labels out of range.
+
+    Source: Zhou et al. 2016 (CVPR), arXiv 1512.04150. Chapter 3.2.
+    """
+    if features.dim() != 4 or weight.dim() != 2 or features.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"features and weight: got {list(features.shape)} and {list(weight.shape)}, "
+            "wanted [B, C, H, W] and [K, C] with one C"
+        )
+    check_target(target, len(features), len(weight))
+    maps = torch.einsum("bchw,bc->bhw", features, weight[target])
+    return maps.relu() if relu else maps
+
+
+def grad_cam(
+    model: nn.Module,
+    layer: str,
+    images: Float[Tensor, "B ..."],
+    target: Int[Tensor, " B"] | None = None,
+    *,
+    relu: bool = True,
+) -> tuple[Float[Tensor, "B H W"], Float[Tensor, "B K"]]:
+    """Grad-CAM of any layer of any model, in one forward pass; returns the maps and the logits.
+
+    With A the layer's features and y_k the target class's logit::
+
+        alpha_c = 1 / (H W) * sum_hw  d y_k / d A[c, h, w]
+        M = relu( sum_c alpha_c * A[c] )
+
+    Everything before the layer runs without a graph; at the layer the features are cut off and
+    the graph begins, so only the rest of the network is differentiated. Parameters get no
+    gradient. The mode (train or eval) is the caller's: a teacher should be in eval mode.
+
+    Args:
+        model: maps images to logits `[B, K]`.
+        layer: the layer's name, as in `model.named_modules()`.
+        images: what the model takes.
+        target: the class k of each image; `None` for the class that the model predicts.
+        relu: keep only what speaks for the class, as in the paper.
+
+    Returns:
+        Maps `[B, H, W]` at the layer's size and logits `[B, K]`, both detached.
+
+    Raises:
+        ValueError: no such layer (near names are listed), features that are not `[B, C, H, W]`,
+            logits that do not depend on the layer, labels out of range.
+
+    Source: Selvaraju et al. 2017 (ICCV), arXiv 1610.02391. Chapter 3.2.
+    """
+    seen: list[Tensor] = []
+
+    def cut(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        if output.is_inference():
+            raise ValueError("grad_cam: called in inference_mode; wanted no_grad, or neither")
+        seen.append(output.detach().requires_grad_())
+        torch.set_grad_enabled(True)
+        return seen[-1]
+
+    hook = find_layer(model, layer).register_forward_hook(cut)
+    try:
+        with torch.no_grad():
+            logits = model(images)
+            if len(seen) != 1:
+                raise ValueError(
+                    f"grad_cam: layer {layer!r} ran {len(seen)} times in one forward pass, "
+                    "wanted once"
+                )
+            features = seen[0]
+            if features.dim() != 4 or logits.dim() != 2:
+                raise ValueError(
+                    f"grad_cam: layer {layer!r} gave {list(features.shape)} and the model "
+                    f"{list(logits.shape)}, wanted [B, C, H, W] and [B, K]; "
+                    "spike_map is the map of a spiking network"
+                )
+            if target is None:
+                target = logits.argmax(1)
+            check_target(target, *logits.shape)
+            score = logits.gather(1, target[:, None]).sum()
+            if not score.requires_grad:
+                raise ValueError(f"grad_cam: the logits do not depend on layer {layer!r}")
+            (gradient,) = torch.autograd.grad(score, features)
+    finally:
+        hook.remove()
+    features = features.detach()
+    maps = (gradient.mean((2, 3), keepdim=True) * features).sum(1)
+    return maps.relu() if relu else maps, logits.detach()
+
+
+def spike_map(
+    spikes: Float[Tensor, "T B C H W"],
+    *,
+    reduce: Literal["sum", "mean"] = "sum",
+    per_step: bool = False,
+) -> Float[Tensor, "*T B H W"]:
+    """Spike activation map: the spikes of a stage, summed over time and channels.
+
+    `S(h, w) = sum_t sum_c s[t, c, h, w]`, in spikes; with `reduce="mean"` the firing rate at the
+    position, in spikes per neuron and timestep. It needs no class and no gradient to be computed,
+    and lets a loss's gradient through to the spikes.
+
+    Args:
+        spikes: a stage's output.
+        reduce: `"sum"`, or `"mean"` over the same axes.
+        per_step: one map a timestep, `[T, B, H, W]`, each reduced over channels only.
+
+    Raises:
+        ValueError: not five axes, or no timestep.
+
+    Source: CKDSNN (arXiv 2511.06902), as read in its public summaries. Chapter 3.2.
+    """
+    if spikes.dim() != 5 or len(spikes) < 1:
+        raise ValueError(f"spikes: got shape {list(spikes.shape)}, wanted [T, B, C, H, W], T >= 1")
+    if reduce not in ("sum", "mean"):
+        raise ValueError(f"reduce: got {reduce!r}, wanted 'sum' or 'mean'")
+    axes = (2,) if per_step else (0, 2)
+    # Half precision cannot count past 256 (bf16) or 2,048 (fp16) spikes.
+    wide = torch.promote_types(spikes.dtype, torch.float32)
+    return (spikes.sum if reduce == "sum" else spikes.mean)(axes, dtype=wide)
+
+
+def pointing_game(
+    maps: Float[Tensor, "B h w"], masks: Bool[Tensor, "B H W"]
+) -> Float[Tensor, " B"]:
+    """Does the map's highest point lie on the object? 1 for a hit, 0 for a miss.
+
+    The map is first resampled to the mask's size (bilinear, corners not aligned). Where several
+    positions tie for the highest, the score is the share of them on the object: a flat map scores
+    the object's area, as a blind guess would.
+
+    Raises:
+        ValueError: shapes that do not match, or maps that are not finite.
+
+    Source: Zhang et al. 2016 (ECCV), arXiv 1608.00507, without their tolerance of 15 pixels.
+    Chapter 3.2.
+    """
+    maps = _at_mask_size(maps, masks)
+    peak = maps == maps.amax((1, 2), keepdim=True)
+    return (peak & masks).sum((1, 2)) / peak.sum((1, 2))
+
+
+def mask_overlap(maps: Float[Tensor, "B h w"], masks: Bool[Tensor, "B H W"]) -> Float[Tensor, " B"]:
+    """The share of the map's mass that lies on the object, from 0 to 1.
+
+    The map is resampled to the mask's size (bilinear); it must not be negative. An all-zero map
+    scores the object's area, as an even one does.
+
+    Raises:
+        ValueError: shapes that do not match, negative values, or maps that are not finite.
+
+    Source: the energy-based pointing game of Wang et al. 2020 (Score-CAM), arXiv 1910.01279.
+    """
+    if maps.numel() and bool((maps < 0).any()):
+        raise ValueError(f"maps: got a value of {float(maps.min()):.3g}, wanted none below 0")
+    shares = _shares(_at_mask_size(maps, masks))
+    return (shares * masks).sum((1, 2))
+
+
+def map_divergence(a: Float[Tensor, "B H W"], b: Float[Tensor, "B H W"]) -> Float[Tensor, " B"]:
+    """Jensen-Shannon divergence of two maps, in nats: 0 for equal shares, ln 2 for disjoint.
+
+    Each map is divided by its sum, so that it is a distribution over positions; nothing is
+    scaled or softened. An all-zero map counts as even.
+
+    Raises:
+        ValueError: shapes that do not match, negative values, or maps that are not finite.
+
+    Source: Lin 1991, "Divergence measures based on the Shannon entropy".
+    """
+    check_maps(a=a, b=b)
+    for name, m in (("a", a), ("b", b)):
+        if not bool((m >= 0).all()) or not bool(m.isfinite().all()):
+            raise ValueError(f"map {name}: wanted finite numbers, none below 0")
+    p, q = _shares(a), _shares(b)
+    middle = (p + q) / 2
+
+    def kl(x: Tensor) -> Tensor:
+        return (torch.xlogy(x, x) - torch.xlogy(x, middle)).sum((1, 2))
+
+    return ((kl(p) + kl(q)) / 2).clamp(min=0)
+
+
+def rank_correlation(a: Float[Tensor, "B H W"], b: Float[Tensor, "B H W"]) -> Float[Tensor, " B"]:
+    """Spearman's rank correlation of two maps, from -1 to 1; ties share their mean rank.
+
+    A flat map has no order: its correlation is NaN, as in SciPy.
+
+    Raises:
+        ValueError: shapes that do not match, or maps that are not finite.
+
+    Source: Spearman 1904; used for saliency maps by Adebayo et al. 2018, arXiv 1810.03292.
+    """
+    check_maps(a=a, b=b)
+    ranks = []
+    for name, m in (("a", a), ("b", b)):
+        if not bool(m.isfinite().all()):
+            raise ValueError(f"map {name}: got NaN or infinity, wanted finite numbers")
+        flat = m.flatten(1).contiguous()
+        ordered = flat.sort(1).values
+        below = torch.searchsorted(ordered, flat)
+        up_to = torch.searchsorted(ordered, flat, right=True)
+        rank = (below + up_to + 1).double() / 2
+        ranks.append(rank - rank.mean(1, keepdim=True))
+    x, y = ranks
+    r = (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
+    return r.to(a.dtype)
+
+
+def _at_mask_size(maps: Tensor, masks: Tensor) -> Tensor:
+    check_maps(maps=maps)
+    if masks.dim() != 3 or len(masks) != len(maps):
+        raise ValueError(
+            f"masks: got shape {list(masks.shape)}, wanted [{len(maps)}, H, W] for these maps"
+        )
+    if masks.dtype != torch.bool:
+        raise TypeError(f"masks: got {masks.dtype}, wanted torch.bool")
+    if not bool(maps.isfinite().all()):
+        raise ValueError("maps: got NaN or infinity, wanted finite numbers")
+    if maps.shape[1:] == masks.shape[1:]:
+        return maps
+    size = tuple(masks.shape[1:])
+    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _shares(maps: Tensor) -> Tensor:
+    """Each map divided by its sum; an all-zero map becomes even."""
+    total = maps.sum((1, 2), keepdim=True)
+    even = torch.full_like(maps, 1 / maps[0].numel())
+    return torch.where(total > 0, maps / total.where(total > 0, torch.ones_like(total)), even)
