@@ -45,7 +45,9 @@ def kd(
     return _finite(loss, student=student, teacher=teacher)
 
 
-def normalise(maps: Float[Tensor, "B H W"], how: Normalise = "sample") -> Float[Tensor, "B H W"]:
+def normalise_maps(
+    maps: Float[Tensor, "B H W"], how: Normalise = "sample"
+) -> Float[Tensor, "B H W"]:
     """Bring maps to a common scale before a softmax reads them.
 
     - `"none"`: as they are.
@@ -70,6 +72,8 @@ def normalise(maps: Float[Tensor, "B H W"], how: Normalise = "sample") -> Float[
         maps = maps - maps.amin((1, 2), keepdim=True)
         scale = maps.amax((1, 2), keepdim=True)
     elif how == "zscore":
+        # The shift changes no result, but makes a flat map exactly 0, which its mean may not.
+        maps = maps - maps.amin((1, 2), keepdim=True).detach()
         maps = maps - maps.mean((1, 2), keepdim=True)
         # The square root's slope is infinite at 0, so a flat map is kept away from it.
         variance = maps.square().mean((1, 2), keepdim=True)
@@ -84,14 +88,14 @@ def samd(
     teacher: Float[Tensor, "B H W"],
     *,
     temperature: float = 2.0,
-    scaling: Normalise = "sample",
+    normalise: Normalise = "sample",
     square: bool = True,
 ) -> Float[Tensor, ""]:
     """Saliency-scaled activation map distillation: make the student look where the teacher looks.
 
     Each map is scaled, then read as a distribution over its `H * W` positions by a softmax::
 
-        P = softmax(normalise(map) / T),   L = T^2 * KL(P_teacher || P_student)
+        P = softmax(normalise_maps(map) / T),   L = T^2 * KL(P_teacher || P_student)
 
     Nats, mean over the batch; `T` is the temperature.
 
@@ -99,7 +103,7 @@ def samd(
         student: spike activation map (`saliency.spike_map`).
         teacher: Grad-CAM or CAM of the same size; detached.
         temperature: above 0.
-        scaling: see `normalise`. The paper does not say which; `"sample"` is our reading. The
+        normalise: see `normalise_maps`. The paper does not say which; `"sample"` is our reading. The
             released code has `"batch"`. Difference 2.
         square: multiply by `T^2` (paper); the released code does not. Difference 3.
 
@@ -111,8 +115,8 @@ def samd(
     check_maps(student=student, teacher=teacher)
     _check_temperature(temperature)
     student, teacher = _wide(student), _wide(teacher.detach())
-    target = F.log_softmax(normalise(teacher, scaling).flatten(1) / temperature, 1)
-    read = F.log_softmax(normalise(student, scaling).flatten(1) / temperature, 1)
+    target = F.log_softmax(normalise_maps(teacher, normalise).flatten(1) / temperature, 1)
+    read = F.log_softmax(normalise_maps(student, normalise).flatten(1) / temperature, 1)
     loss = _kl(target, read) * (temperature**2 if square else 1.0)
     return _finite(loss, student=student, teacher=teacher)
 
@@ -164,9 +168,9 @@ def nld(
     """
     _check_logits(student, teacher)
     _check_temperature(temperature)
-    limit = 1.0 if mix == "probabilities" else float("inf")
-    if not 0 <= strength <= limit:
-        raise ValueError(f"strength: got {strength}, wanted from 0 to {limit}")
+    if not 0 <= strength < float("inf") or (mix == "probabilities" and strength > 1):
+        limit = "to 1" if mix == "probabilities" else "up, finite"
+        raise ValueError(f"strength: got {strength}, wanted a number from 0 {limit}")
     if spread not in ("std", "variance"):
         raise ValueError(f"spread: got {spread!r}, wanted 'std' or 'variance'")
     if mix not in ("logits", "probabilities"):
@@ -184,9 +188,11 @@ def nld(
     if mix == "logits":
         soft = F.log_softmax((student + strength * e) / temperature, -1)
     else:
-        clean, noisy = F.softmax(student / temperature, 1), F.softmax(e / temperature, -1)
-        smallest = torch.finfo(student.dtype).tiny
-        soft = ((1 - strength) * clean + strength * noisy).clamp(min=smallest).log()
+        # Mixed as logarithms, so that small probabilities keep their value and their gradient.
+        weights = torch.tensor([1 - strength, strength], dtype=student.dtype, device=student.device)
+        clean, noisy = torch.broadcast_tensors(student, e)
+        parts = F.log_softmax(torch.stack([clean, noisy], -1) / temperature, -2) + weights.log()
+        soft = parts.logsumexp(-1)
     loss = temperature**2 * _kl(F.log_softmax(teacher / temperature, 1), soft)
     return _finite(loss, student=student, teacher=teacher, noise=noise)
 
@@ -234,9 +240,14 @@ def ckd(
     Source: CKDSNN, arXiv 2511.06902.
     """
     for name, weight in (("beta", beta), ("gamma", gamma)):
-        if not weight >= 0:
-            raise ValueError(f"{name}: got {weight}, wanted a weight of at least 0")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"{name}: got {weight}, wanted a finite weight of at least 0")
     _check_logits(student_logits, teacher_logits)
+    if len(student_map) != len(student_logits):
+        raise ValueError(
+            f"got maps of {len(student_map)} images and logits of {len(student_logits)}, "
+            "wanted the same batch"
+        )
     check_target(labels, *student_logits.shape)
     ce = F.cross_entropy(_wide(student_logits), labels)
     by_map = samd(student_map, teacher_map, **(samd_options or {}))
@@ -262,11 +273,11 @@ def _noise(
     like: Tensor, noise: Tensor | None, draws: int, generator: torch.Generator | None
 ) -> Tensor:
     if noise is None:
-        if draws < 1:
-            raise ValueError(f"draws: got {draws}, wanted at least 1")
+        if not isinstance(draws, int) or draws < 1:
+            raise ValueError(f"draws: got {draws}, wanted a whole number of at least 1")
         shape = (draws, *like.shape)
         return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-    if noise.dim() not in (2, 3) or noise.shape[-2:] != like.shape:
+    if noise.dim() not in (2, 3) or noise.shape[-2:] != like.shape or not noise.numel():
         raise ValueError(
             f"noise: got shape {list(noise.shape)}, wanted {list(like.shape)} or [N, B, K]"
         )

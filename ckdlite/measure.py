@@ -1,5 +1,7 @@
 """What a network does and what it would cost: predictions, firing rates, operations, entropy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +17,25 @@ PICOJOULES_MAC = 4.6
 PICOJOULES_AC = 0.9
 
 
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode, so that looking at a network does not change it; every layer's mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module, images: Float[Tensor, "N ..."], batch_size: int = 250
 ) -> Float[Tensor, "N K"]:
     """Logits of many images, in eval mode and in batches; a student's are averaged over time.
 
-    The model's mode is put back afterwards.
+    The mode of every layer is put back afterwards.
 
     Raises:
         ValueError: no image, or a batch size below 1.
@@ -30,22 +44,24 @@ def predict(
         raise ValueError(
             f"predict: got {len(images)} images and batch size {batch_size}, wanted at least 1"
         )
-    was_training = model.training
-    model.eval()
-    try:
+    with _in_eval_mode(model):
         logits = [model(batch) for batch in images.split(batch_size)]
-    finally:
-        model.train(was_training)
     return torch.cat([y.mean(0) if y.dim() == 3 else y for y in logits])
 
 
 def accuracy(logits: Float[Tensor, "N K"], labels: Tensor) -> float:
-    """The share of images whose highest logit is the label's."""
-    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+    """The share of images whose highest logit is the label's, from 0 to 1.
+
+    Raises:
+        ValueError: shapes that do not match, no image, or NaN among the logits.
+    """
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or not logits.numel():
         raise ValueError(
             f"logits and labels: got {list(logits.shape)} and {list(labels.shape)}, "
-            "wanted [N, K] and [N]"
+            "wanted [N, K] and [N] with nothing empty"
         )
+    if bool(logits.isnan().any()):
+        raise ValueError("logits: got NaN, wanted numbers")
     return (logits.argmax(1) == labels).double().mean().item()
 
 
@@ -57,17 +73,19 @@ def entropy(logits: Float[Tensor, "*B K"], temperature: float = 1.0) -> Float[Te
     """
     if not temperature > 0:
         raise ValueError(f"temperature: got {temperature}, wanted a number above 0")
-    log_p = F.log_softmax(logits / temperature, -1)
-    return -(log_p.exp() * log_p).sum(-1)
+    return torch.special.entr(F.softmax(logits / temperature, -1)).sum(-1)
 
 
 @torch.no_grad()
 def firing_rates(model: nn.Module, images: Float[Tensor, "B ..."]) -> dict[str, float]:
     """Firing rate of each LIF layer by name, in spikes per neuron and timestep, 0 to 1.
 
+    Measured in eval mode; the mode of every layer is put back afterwards.
+
     Raises:
-        ValueError: the model has no LIF layer.
+        ValueError: the model has no LIF layer, or there is no image.
     """
+    _check_some(images)
     rates: dict[str, float] = {}
     neurons = {name: m for name, m in model.named_modules() if isinstance(m, LIF)}
     if not neurons:
@@ -78,7 +96,8 @@ def firing_rates(model: nn.Module, images: Float[Tensor, "B ..."]) -> dict[str, 
 
     hooks = [m.register_forward_hook(keep(name)) for name, m in neurons.items()]
     try:
-        model(images)
+        with _in_eval_mode(model):
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -114,12 +133,14 @@ class Cost(NamedTuple):
 
 @torch.no_grad()
 def operations(model: nn.Module, images: Float[Tensor, "B ..."]) -> Cost:
-    """Count the operations of every convolution and linear layer, mean over these images.
+    """Count the operations of every `Conv2d` and `Linear`, mean over these images.
 
     A layer whose input is only zeros and ones takes spikes: each spike costs one accumulate for
     every weight that it meets (a synaptic operation). Any other layer costs one multiply-accumulate
-    for every weight and position, zeros included. Taps that fall into the padding are counted in
-    neither. The counts are made from the actual spikes, not from rates.
+    for every weight and position, zeros included; so does one whose input is all zero, since
+    nothing shows that it takes spikes. Taps that fall into the padding (of zeros) are counted in
+    neither. The counts are made from the actual spikes, not from rates, in eval mode. Other kinds
+    of layer are not counted.
 
     The energy is an estimate for arithmetic alone: 32-bit floating point, 45 nm (Horowitz 2014).
     It leaves out memory traffic, which dominates on real chips, the neurons' own updates (one
@@ -129,14 +150,13 @@ def operations(model: nn.Module, images: Float[Tensor, "B ..."]) -> Cost:
     Raises:
         ValueError: no image.
     """
-    if not len(images):
-        raise ValueError("operations: got no image, wanted at least 1")
+    _check_some(images)
     costs: list[LayerCost] = []
 
     def count(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
             x = inputs[0]
-            spiking = bool(((x == 0) | (x == 1)).all())
+            spiking = bool(((x == 0) | (x == 1)).all()) and bool(x.any())
             used = x if spiking else torch.ones_like(x)
             total = _fan_out(module, used) / len(images)
             costs.append(LayerCost(name, 0.0 if spiking else total, total if spiking else 0.0))
@@ -150,11 +170,17 @@ def operations(model: nn.Module, images: Float[Tensor, "B ..."]) -> Cost:
         if isinstance(m, kinds)
     ]
     try:
-        model(images)
+        with _in_eval_mode(model):
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()
     return Cost(costs)
+
+
+def _check_some(images: Tensor) -> None:
+    if images.dim() < 2 or not images.numel():
+        raise ValueError(f"images: got shape {list(images.shape)}, wanted a batch of at least one")
 
 
 def _fan_out(module: nn.Module, x: Tensor) -> float:

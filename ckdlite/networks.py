@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from jaxtyping import Float
+from safetensors.torch import load as load_weights
 from torch import Tensor, nn
 
+from ._assets import read, read_json
 from .lif import LIF, check_timesteps, repeat
 
 
@@ -103,8 +105,10 @@ class ResNet(nn.Module):
                 f"blocks and channels: got {len(blocks)} and {len(channels)} stages, "
                 "wanted one number of blocks and of channels a stage"
             )
-        counts = {"classes": classes, "in_channels": in_channels, "head_width": head_width or 1}
-        for name, count in [*counts.items(), *(("blocks", n) for n in blocks)]:
+        counts = [("classes", classes), ("in_channels", in_channels)]
+        counts += [("blocks", n) for n in blocks] + [("channels", n) for n in channels]
+        counts += [] if head_width is None else [("head_width", head_width)]
+        for name, count in counts:
             if count < 1:
                 raise ValueError(f"{name}: got {count}, wanted at least 1")
         if timesteps is not None:
@@ -137,8 +141,8 @@ class ResNet(nn.Module):
         """Image to logits.
 
         Teacher: `[B, C, H, W]` to logits `[B, K]`. Student: `[B, C, H, W]`, shown at every
-        timestep, or frames `[T, B, C, H, W]`, to the logits of each step, `[T, B, K]`; their mean
-        over T is the prediction.
+        timestep, or frames `[T, B, C, H, W]`, whose own T then counts, to the logits of each step,
+        `[T, B, K]`; their mean over T is the prediction.
 
         Raises:
             ValueError: a wrong number of axes or of channels.
@@ -222,9 +226,31 @@ def record(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, ".
 
         return hook
 
-    hooks = [layer(model, name).register_forward_hook(keep(name)) for name in names]
+    layers = {name: layer(model, name) for name in names}  # every name is known before any hook
+    hooks = [found.register_forward_hook(keep(name)) for name, found in layers.items()]
     try:
         yield kept
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def pretrained(name: str) -> ResNet:
+    """One of the small networks that come with the library, in eval mode.
+
+    `"teacher"` (ANN), and three students: `"label-only"`, `"samd"` (labels and SAMD) and
+    `"distilled"` (the whole loss). All are `resnet8`, trained on cluttered Fashion-MNIST by
+    `experiments/train_shipped.py`; `assets/weights.json` holds their scores. Chapters 0 and 3.2.
+
+    Raises:
+        ValueError: an unknown name, or a damaged file.
+        FileNotFoundError: a missing file.
+    """
+    known = read_json("weights.json")
+    if name not in known:
+        raise ValueError(f"pretrained: got {name!r}, wanted one of {', '.join(known)}")
+    entry = known[name]
+    weights = read(entry["file"], entry["sha256"])
+    model = resnet8(timesteps=entry["timesteps"])
+    model.load_state_dict(load_weights(weights))
+    return model.eval()

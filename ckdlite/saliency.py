@@ -113,11 +113,14 @@ def grad_cam(
     seen: list[Tensor] = []
 
     def cut(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        if not isinstance(output, Tensor):
+            kind = type(output).__name__
+            raise ValueError(f"grad_cam: layer {layer!r} gave a {kind}, wanted one tensor")
         if output.is_inference():
             raise ValueError("grad_cam: called in inference_mode; wanted no_grad, or neither")
         seen.append(output.detach().requires_grad_())
         torch.set_grad_enabled(True)
-        return seen[-1]
+        return seen[-1].clone()  # the next layer may write over it, as ReLU(inplace=True) does
 
     hook = find_layer(model, layer).register_forward_hook(cut)
     try:
@@ -139,9 +142,11 @@ def grad_cam(
                 target = logits.argmax(1)
             check_target(target, *logits.shape)
             score = logits.gather(1, target[:, None]).sum()
-            if not score.requires_grad:
+            gradient = None
+            if score.requires_grad:
+                (gradient,) = torch.autograd.grad(score, features, allow_unused=True)
+            if gradient is None:
                 raise ValueError(f"grad_cam: the logits do not depend on layer {layer!r}")
-            (gradient,) = torch.autograd.grad(score, features)
     finally:
         hook.remove()
     features = features.detach()
@@ -197,7 +202,9 @@ def pointing_game(
     Chapter 3.2.
     """
     maps = _at_mask_size(maps, masks)
-    peak = maps == maps.amax((1, 2), keepdim=True)
+    # Resampling rounds: without a margin, one of several equal positions would win by a bit.
+    margin = 8 * torch.finfo(maps.dtype).eps * maps.abs().amax((1, 2), keepdim=True)
+    peak = maps >= maps.amax((1, 2), keepdim=True) - margin
     return (peak & masks).sum((1, 2)) / peak.sum((1, 2))
 
 
@@ -233,7 +240,8 @@ def map_divergence(a: Float[Tensor, "B H W"], b: Float[Tensor, "B H W"]) -> Floa
     for name, m in (("a", a), ("b", b)):
         if not bool((m >= 0).all()) or not bool(m.isfinite().all()):
             raise ValueError(f"map {name}: wanted finite numbers, none below 0")
-    p, q = _shares(a), _shares(b)
+    wide = torch.promote_types(a.dtype, torch.float32)
+    p, q = _shares(a.to(wide)), _shares(b.to(wide))
     middle = (p + q) / 2
 
     def kl(x: Tensor) -> Tensor:
@@ -270,7 +278,7 @@ def rank_correlation(a: Float[Tensor, "B H W"], b: Float[Tensor, "B H W"]) -> Fl
 
 def _at_mask_size(maps: Tensor, masks: Tensor) -> Tensor:
     check_maps(maps=maps)
-    if masks.dim() != 3 or len(masks) != len(maps):
+    if masks.dim() != 3 or len(masks) != len(maps) or not masks.numel():
         raise ValueError(
             f"masks: got shape {list(masks.shape)}, wanted [{len(maps)}, H, W] for these maps"
         )
@@ -278,6 +286,7 @@ def _at_mask_size(maps: Tensor, masks: Tensor) -> Tensor:
         raise TypeError(f"masks: got {masks.dtype}, wanted torch.bool")
     if not bool(maps.isfinite().all()):
         raise ValueError("maps: got NaN or infinity, wanted finite numbers")
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
     if maps.shape[1:] == masks.shape[1:]:
         return maps
     size = tuple(masks.shape[1:])

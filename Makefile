@@ -1,0 +1,69 @@
+# Two commands: `make book` and `make test`. Both set up what they need; neither does work twice.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+BOOK := _build/book
+CHAPTERS := $(wildcard book/*.ipynb)
+SOURCES := _config.yml _toc.yml tools/build.py tools/offline.py $(wildcard book/*.ipynb book/*.md book/*.bib) \
+	$(shell find ckdlite book/extra book/_static -type f -not -path '*__pycache__*')
+
+.PHONY: help book test lint browser refresh clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make book     set up, execute the chapters and build the book"
+	@echo "make test     set up, build the book and run every test"
+	@echo "make lint     ruff alone"
+	@echo "make refresh  execute the chapters in place, keep their text outputs"
+	@echo "make clean    remove the built book and the environment"
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "ckdlite needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) --version 2>&1`."; \
+		echo "Give another one: make PYTHON=python3.13"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	@echo "Setting up $(VENV): installing what requirements.txt pins (some minutes, about 6 GB)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "Installing ckdlite from this checkout"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(BOOK): $(READY) $(SOURCES)
+	@echo "Executing the chapters and building the book"
+	@$(BIN)/python tools/build.py
+	@touch $@
+
+book: $(BOOK)
+	@echo "The book is up to date: file://$(CURDIR)/_build/html/index.html"
+
+lint: $(READY)
+	@echo "Checking style and format"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+browser:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif [ "`id -u`" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing Chromium for the browser tests"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+			--no-install-recommends chromium chromium-driver >/dev/null; } \
+			|| echo "Chromium could not be installed: the browser tests will be skipped"; \
+	else echo "No chromium and chromedriver here: the browser tests will be skipped"; fi
+
+test: lint book browser
+	@echo "Testing the library and the built book"
+	@$(BIN)/python -m pytest tests
+	@echo "Testing the library once more with every array's shape checked"
+	@CKDLITE_TYPECHECK=1 $(BIN)/python -m pytest tests -q -m "not bad_input and not browser and not slow"
+	@echo "Executing the chapters and comparing what they print"
+	@$(BIN)/python -m pytest --nbval --nbval-current-env $(CHAPTERS)
+
+refresh: $(READY)
+	@$(BIN)/python tools/notebooks.py refresh $(CHAPTERS)
+
+clean:
+	rm -rf _build $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis

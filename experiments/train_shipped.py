@@ -1,0 +1,204 @@
+"""Train the networks that the chapters load, and write their weights and scores.
+
+    python experiments/train_shipped.py                # all, on the CPU: about two hours on 2 cores
+    python experiments/train_shipped.py --device cuda  # minutes
+
+One teacher and three students, three seeds each: `label-only` learns from labels, `samd` from
+labels and SAMD, `distilled` from the whole loss. All see the same images in the same order. Each
+epoch shows the 14,000 training items in new scenes. Every run adds one row to
+`ckdlite/assets/shipped.csv` as it ends, and a run that has a row is not repeated: remove the
+file and the folder `experiments/work` to start afresh. Seed 0 is what the chapters load.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ckdlite.data import Scenes, cluttered, normalise
+from ckdlite.distill import ckd, samd
+from ckdlite.measure import accuracy, firing_rates, predict
+from ckdlite.networks import record, resnet8
+from ckdlite.saliency import (
+    grad_cam,
+    map_divergence,
+    mask_overlap,
+    pointing_game,
+    rank_correlation,
+    spike_map,
+)
+
+HERE = Path(__file__).parent
+ASSETS = HERE.parent / "ckdlite" / "assets"
+RESULTS = ASSETS / "shipped.csv"
+NETWORKS = ("teacher", "label-only", "samd", "distilled")
+SEEDS = (0, 1, 2)
+TIMESTEPS, EPOCHS, BATCH, RATE = 4, 20, 128, 0.1
+# The students' weight decay is the paper's; the teacher, which learns longest, has a stronger one.
+DECAY = {"teacher": 5e-4, "label-only": 1e-4, "samd": 1e-4, "distilled": 1e-4}
+STAGE = "stage3"
+COLUMNS = (
+    "network seed accuracy pointing_game mask_overlap divergence rank_correlation firing_rate "
+    "epochs seconds device torch"
+).split()
+
+
+def build(name: str) -> nn.Module:
+    return resnet8(timesteps=None if name == "teacher" else TIMESTEPS)
+
+
+def loss(name: str, net: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The loss of one batch, by the name of the network that learns."""
+    if name == "teacher":
+        return F.cross_entropy(net(x), y)
+    with record(net, STAGE) as features:
+        logits = net(x).mean(0)
+    if name == "label-only":
+        return F.cross_entropy(logits, y)
+    teacher_map, teacher_logits = grad_cam(teacher, STAGE, x, y)
+    student_map = spike_map(features[STAGE])
+    if name == "samd":
+        return F.cross_entropy(logits, y) + samd(student_map, teacher_map)
+    return ckd(logits, student_map, teacher_logits, teacher_map, y).total
+
+
+@cache
+def scenes_of(epoch: int) -> Scenes:
+    """The training scenes of an epoch, the same for every network; 43 MB for each epoch."""
+    return cluttered("train", seed=epoch)
+
+
+def train(name: str, seed: int, teacher: nn.Module, epochs: int, device: str) -> nn.Module:
+    torch.manual_seed(seed)
+    net = build(name).to(device)
+    optimiser = torch.optim.SGD(net.parameters(), RATE, momentum=0.9, weight_decay=DECAY[name])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
+    order = torch.Generator().manual_seed(seed)
+    for epoch in range(epochs):
+        scenes = scenes_of(epoch)
+        shuffled = torch.randperm(len(scenes.labels), generator=order)
+        net.train()
+        for batch in shuffled.split(BATCH):
+            x = normalise(scenes.images[batch].to(device))
+            value = loss(name, net, teacher, x, scenes.labels[batch].to(device))
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+        schedule.step()
+        print(f"  {name}, seed {seed}: epoch {epoch + 1} of {epochs}, loss {value.item():.3f}")
+    return net.eval()
+
+
+def maps(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The teacher's Grad-CAM, or the student's spike map, of many images."""
+    made = []
+    for x, y in zip(images.split(250), labels.split(250), strict=True):
+        if net.timesteps is None:
+            made.append(grad_cam(net, STAGE, x, y)[0])
+        else:
+            with torch.no_grad(), record(net, STAGE) as features:
+                net(x)
+            made.append(spike_map(features[STAGE]))
+    return torch.cat(made)
+
+
+def score(net: nn.Module, teacher: nn.Module, device: str) -> dict[str, float]:
+    """Accuracy and gaze on the 4,000 test scenes."""
+    test = cluttered("test")
+    images, labels = normalise(test.images.to(device)), test.labels.to(device)
+    masks = test.masks.to(device)
+    own, guide = maps(net, images, labels), maps(teacher, images, labels)
+    rates = {} if net.timesteps is None else firing_rates(net, images[:1000])
+    return {
+        "accuracy": accuracy(predict(net, images), labels),
+        "pointing_game": pointing_game(own, masks).mean().item(),
+        "mask_overlap": mask_overlap(own, masks).mean().item(),
+        "divergence": map_divergence(own, guide).mean().item(),
+        "rank_correlation": rank_correlation(own, guide).nanmean().item(),
+        "firing_rate": sum(rates.values()) / max(1, len(rates)),
+    }
+
+
+def rows() -> dict[tuple[str, int], dict[str, str]]:
+    if not RESULTS.exists():
+        return {}
+    with RESULTS.open(newline="") as file:
+        return {(row["network"], int(row["seed"])): row for row in csv.DictReader(file)}
+
+
+def add_row(row: dict[str, object]) -> None:
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def ship(name: str, weights: Path, row: dict[str, str]) -> None:
+    """Copy seed 0's weights into the package, with the scores that they must reproduce."""
+    file = f"{name}.safetensors"
+    (ASSETS / file).write_bytes(weights.read_bytes())
+    manifest = ASSETS / "weights.json"
+    known = json.loads(manifest.read_text()) if manifest.exists() else {}
+    known[name] = {
+        "file": file,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "network": "resnet8",
+        "timesteps": None if name == "teacher" else TIMESTEPS,
+        "test_accuracy": round(float(row["accuracy"]), 4),
+        "test_pointing_game": round(float(row["pointing_game"]), 4),
+    }
+    ordered = {key: known[key] for key in NETWORKS if key in known}
+    manifest.write_text(json.dumps(ordered, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 0 1 2")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default: {EPOCHS}")
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="where weights are kept")
+    options = parser.parse_args()
+    options.work.mkdir(exist_ok=True)
+    for seed in options.seeds:
+        teacher = build("teacher").to(options.device)
+        for name in NETWORKS:
+            weights = options.work / f"{name}-{seed}.safetensors"
+            if (name, seed) not in rows():
+                print(f"{name}, seed {seed}")
+                start = time.perf_counter()
+                net = train(name, seed, teacher, options.epochs, options.device)
+                seconds = round(time.perf_counter() - start)
+                state = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
+                save_file(state, weights)
+                scores = score(net, net if name == "teacher" else teacher, options.device)
+                on = torch.cuda.get_device_name() if options.device == "cuda" else options.device
+                add_row(
+                    {
+                        "network": name,
+                        "seed": seed,
+                        **{key: f"{value:.4f}" for key, value in scores.items()},
+                        "epochs": options.epochs,
+                        "seconds": seconds,
+                        "device": on,
+                        "torch": torch.__version__,
+                    }
+                )
+            if name == "teacher":
+                teacher.load_state_dict(load_file(weights))
+                teacher.eval()
+            if seed == 0:
+                ship(name, weights, rows()[name, seed])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""The built book in a browser that can reach nothing else.
+
+Chromium is driven without a window; a server on the loopback address serves ``_build/html``.
+"""
+
+import base64
+import functools
+import gzip
+import json
+import re
+import shutil
+import threading
+import time
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+ROOT = Path(__file__).parent.parent
+SITE = ROOT / "_build" / "html"
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+WEIGHT = 1_500_000
+PATIENCE = 30  # Seconds until a page that does not answer counts as broken.
+
+
+def pages() -> list[str]:
+    """The pages of the book, in the order of its contents."""
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    chapters = [chapter for part in contents.get("parts", []) for chapter in part["chapters"]]
+    return [contents["root"], *(chapter["file"] for chapter in chapters)]
+
+
+PAGES = pages()
+# The theme leaves templates of its own in _static.
+FILES = sorted(
+    name
+    for name in (path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
+    if not name.startswith("_static/")
+)
+built = pytest.mark.skipif(
+    not (SITE / f"{PAGES[0]}.html").exists(), reason="the book is not built: run make book"
+)
+pytestmark = [pytest.mark.browser, built]
+in_browser = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="no chromium and chromedriver: install them to run these tests"
+)
+
+
+class Assets(HTMLParser):
+    """What a page loads by itself: scripts, style sheets, pictures, frames."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag in {"script", "img", "iframe", "source", "video", "audio", "embed"}:
+            self.found.append(given.get("src"))
+        elif tag == "link" and given.get("rel") not in {"canonical", "next", "prev", "search"}:
+            self.found.append(given.get("href"))
+
+    def local(self) -> list[str]:
+        """Addresses of files, without inline data."""
+        return [address for address in self.found if address and not address.startswith("data:")]
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files without a word."""
+
+    def log_message(self, *_words):
+        pass
+
+
+@pytest.fixture(scope="module")
+def origin():
+    """The address of the served book."""
+    handler = functools.partial(Quiet, directory=str(SITE))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium without a window and without a way out."""
+    if not (BROWSER and DRIVER):
+        pytest.skip("no chromium and chromedriver: install them to run these tests")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-default-apps",
+        "--disable-sync",
+        "--no-first-run",
+        "--window-size=1280,900",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_page_load_timeout(PATIENCE)
+    driver.set_script_timeout(PATIENCE)
+    yield driver
+    driver.quit()
+
+
+def screen(browser, width: int, height: int, scripts: bool = True, media: str = "") -> None:
+    """Set the size of the screen, whether scripts run, and whether it is paper."""
+    for command, given in (
+        (
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+        ),
+        ("Emulation.setScriptExecutionDisabled", {"value": not scripts}),
+        ("Emulation.setEmulatedMedia", {"media": media}),
+    ):
+        browser.execute_cdp_cmd(command, given)
+
+
+def visit(browser, address: str) -> None:
+    """Open a page and wait until its explorers can be used."""
+    browser.get(address)
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        waiting = browser.execute_script(
+            "const views = document.querySelectorAll('script[type$=\"widget-view+json\"]').length;"
+            "return document.readyState !== 'complete'"
+            " || document.querySelectorAll('.ckd-explorer .ckd-status').length < views;"
+        )
+        if not waiting:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{address}: the explorers did not appear within {PATIENCE} s")
+
+
+def requests(browser) -> list[str]:
+    """The addresses asked for since the last call."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+
+
+def complaints(browser) -> list[str]:
+    """Errors and warnings in the console since the last call."""
+    return [e["message"] for e in browser.get_log("browser") if e["level"] in {"SEVERE", "WARNING"}]
+
+
+SHOWN = """
+const explorer = document.querySelectorAll('.ckd-explorer')[arguments[0]];
+const shown = [...explorer.querySelectorAll('img')].filter((picture) => picture.offsetParent);
+return shown.map((picture) => [picture.alt, picture.src]);
+"""
+
+# From the key to the first frame drawn after the picture changed, in the page's own clock.
+WATCH = """
+const explorer = document.querySelectorAll('.ckd-explorer')[arguments[0]];
+const visible = () => [...explorer.querySelectorAll('img')].find((picture) => picture.offsetParent);
+window.ckdLatency = [];
+explorer.addEventListener('keydown', (event) => {
+  const before = visible(), pressed = event.timeStamp;
+  const look = () => {
+    if (visible() !== before) window.ckdLatency.push(performance.now() - pressed);
+    else if (performance.now() - pressed < 2000) requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+}, true);
+"""
+
+
+@in_browser
+@pytest.mark.parametrize("page", PAGES)
+def test_every_slider_moves_by_keyboard(browser, origin, page):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    screen(browser, 1280, 900)
+    visit(browser, f"{origin}/{page}.html")
+    explorers = browser.find_elements(By.CSS_SELECTOR, ".ckd-explorer")
+    for number, explorer in enumerate(explorers):
+        browser.execute_script(WATCH, number)
+        for handle in explorer.find_elements(By.CSS_SELECTOR, "[role=slider]"):
+            assert handle.get_attribute("aria-label"), f"{page}: a slider has no name"
+            steps = float(handle.get_attribute("aria-valuemax"))
+            if steps == 0:
+                continue
+            browser.execute_script("arguments[0].focus()", handle)
+            assert browser.switch_to.active_element == handle
+            for key in (Keys.HOME, Keys.ARROW_RIGHT, Keys.END, Keys.ARROW_LEFT, Keys.HOME):
+                before = browser.execute_script(SHOWN, number)
+                told = handle.get_attribute("aria-valuetext")
+                moving = moves(key, float(handle.get_attribute("aria-valuenow")), steps)
+                handle.send_keys(key)
+                after = settled(browser, number, before if moving else None)
+                assert len(before) == len(after) == 1, f"{page}: not one picture but {len(after)}"
+                if moving:
+                    assert before[0][0] != after[0][0], f"{page}: {key!r} left the text as it was"
+                    assert before[0][1] != after[0][1], f"{page}: {key!r} left the picture"
+                    assert told != handle.get_attribute("aria-valuetext")
+        times = sorted(browser.execute_script("return window.ckdLatency"))
+        if times:
+            print(
+                f"{page}, explorer {number}: {len(times)} keys, median "
+                f"{times[len(times) // 2]:.0f} ms, slowest {times[-1]:.0f} ms"
+            )
+    assert complaints(browser) == []
+
+
+def moves(key, at: float, steps: float) -> bool:
+    """Whether a key changes a slider that stands at ``at`` of ``steps``."""
+    from selenium.webdriver.common.keys import Keys
+
+    return at > 0 if key in (Keys.HOME, Keys.ARROW_LEFT) else at < steps
+
+
+def settled(browser, number: int, old):
+    """What an explorer shows, once it is no longer ``old``."""
+    until = time.monotonic() + 5
+    while (shown := browser.execute_script(SHOWN, number)) == old and time.monotonic() < until:
+        time.sleep(0.02)
+    return shown
+
+
+@in_browser
+@pytest.mark.parametrize("page", [*PAGES, "search", "genindex"])
+def test_nothing_is_asked_of_anyone_else_and_the_console_is_clean(browser, origin, page):
+    screen(browser, 1280, 900)
+    browser.get("about:blank")
+    requests(browser), complaints(browser)
+    visit(browser, f"{origin}/{page}.html")
+    browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+    time.sleep(0.3)
+    asked = requests(browser)
+    assert asked, "the log of requests is empty"
+    inside = (f"{origin}/", "data:", "blob:", "about:")
+    assert [address for address in asked if not address.startswith(inside)] == []
+    assert complaints(browser) == []
+
+    files = {urlsplit(address).path for address in asked if address.startswith(origin)}
+    sizes = [(SITE / unquote(path).lstrip("/")).read_bytes() for path in files]
+    print(
+        f"{page}: {len(files)} files, {sum(map(len, sizes)):,} bytes, "
+        f"{sum(len(gzip.compress(size)) for size in sizes):,} compressed"
+    )
+
+
+@in_browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES)
+def test_no_sideways_scrolling_on_a_phone(browser, origin, page, theme):
+    screen(browser, 390, 844)
+    visit(browser, f"{origin}/{page}.html")
+    browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+    wide, screen_width = browser.execute_script(
+        "return [document.scrollingElement.scrollWidth, window.innerWidth]"
+    )
+    assert screen_width == 390, f"{page}: the page made the screen {screen_width} pixels wide"
+    assert wide <= 390
+
+
+STILLS = """
+return [...document.querySelectorAll('.ckd-static img')].map((picture) => {
+  const box = picture.getBoundingClientRect();
+  return box.width > 0 && box.height > 0;
+});
+"""
+
+
+@in_browser
+@pytest.mark.parametrize("page", PAGES)
+def test_still_picture_stands_in_on_paper(browser, origin, page):
+    screen(browser, 1280, 900)
+    visit(browser, f"{origin}/{page}.html")
+    assert not any(browser.execute_script(STILLS)), "on screen the explorer alone is shown"
+    screen(browser, 1280, 900, media="print")
+    assert all(browser.execute_script(STILLS))
+    assert not browser.execute_script(
+        "return [...document.querySelectorAll('.ckd-explorer')].some((e) => e.offsetParent)"
+    )
+
+
+@in_browser
+@pytest.mark.parametrize("page", PAGES)
+def test_still_picture_stands_in_without_scripts(browser, origin, page):
+    screen(browser, 1280, 900, scripts=False)
+    try:
+        browser.get(f"{origin}/{page}.html")
+        # Scripts are off in the page; the document is asked through the browser's own tools.
+        root = browser.execute_cdp_cmd("DOM.getDocument", {})["root"]["nodeId"]
+        stills = browser.execute_cdp_cmd(
+            "DOM.querySelectorAll", {"nodeId": root, "selector": ".ckd-static img"}
+        )["nodeIds"]
+        for still in stills:
+            box = browser.execute_cdp_cmd("DOM.getBoxModel", {"nodeId": still})["model"]
+            assert box["width"] > 100 and box["height"] > 50
+    finally:
+        screen(browser, 1280, 900)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_light(page):
+    path = SITE / f"{page}.html"
+    pictures = {
+        (path.parent / unquote(urlsplit(address).path)).resolve()
+        for address in Assets(path).local()
+        if re.search(r"\.(png|jpe?g|gif|svg|webp)(\?|$)", address)
+    }
+    weight = path.stat().st_size + sum(picture.stat().st_size for picture in pictures)
+    print(f"{page}: {weight:,} bytes with its pictures")
+    assert weight <= WEIGHT
+
+
+@pytest.mark.parametrize("page", FILES)
+def test_page_names_no_file_elsewhere(page):
+    named = Assets(SITE / page).local()
+    assert [address for address in named if urlsplit(address).scheme or address[:2] == "//"] == []
+    missing = [
+        address
+        for address in named
+        if not ((SITE / page).parent / unquote(urlsplit(address).path)).exists()
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_equation_was_left_unread(page):
+    source = (SITE / f"{page}.html").read_text(encoding="utf-8")
+    blocks = re.findall(r'class="math notranslate nohighlight"[^>]*>\s*(.{5})', source, re.DOTALL)
+    assert all(start in {"<math", "<span"} for start in blocks)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_picture_says_what_it_shows(page):
+    source = (SITE / f"{page}.html").read_text(encoding="utf-8")
+    # Inside the state of the explorers the quotes are escaped.
+    for tag in re.findall(r"<img\b[^>]*>", source.replace('\\"', '"')):
+        assert re.search(r'alt="[^"]+"', tag), f"{page}: {tag[:200]}"
+        packed = re.search(r"data:image/webp;base64,([A-Za-z0-9+/=]+)", tag)
+        assert not packed or base64.b64decode(packed.group(1))[8:12] == b"WEBP"

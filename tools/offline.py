@@ -1,0 +1,125 @@
+"""Sphinx extension: every page works from its own folder, asks for nothing else, and says nothing
+in the console.
+
+Equations become MathML when the book is built, so that no page loads a typesetter. The font they
+are set in is cut down to the characters the book uses. Scripts for remote kernels are taken out.
+"""
+
+import html
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from docutils import nodes
+from fontTools import subset
+from math_core import LatexError, LatexToMathML
+from sphinx.errors import ExtensionError
+from sphinx.util import logging
+from sphinx.util.math import get_node_equation_number
+
+logger = logging.getLogger(__name__)
+converter = LatexToMathML(fancy_error=False)
+FONT = files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"
+
+
+def mathml(node, display: bool) -> str:
+    """The equation of a node as MathML; one that cannot be read is a warning, and so an error."""
+    latex = node.astext()
+    try:
+        return converter.convert_with_local_state(latex, displaystyle=display)
+    except LatexError as error:
+        logger.warning("equation %r: %s", latex, error, location=node)
+        return f"<code>{html.escape(latex)}</code>"
+
+
+def visit_math(self, node):
+    """Write an inline equation."""
+    self.body.append(self.starttag(node, "span", "", CLASS="math notranslate nohighlight"))
+    self.body.append(mathml(node, display=False) + "</span>")
+    raise nodes.SkipNode
+
+
+def visit_math_block(self, node):
+    """Write a displayed equation and its number."""
+    self.body.append(self.starttag(node, "div", CLASS="math notranslate nohighlight"))
+    if node["number"]:
+        self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
+        self.add_permalink_ref(node, "Link to this equation")
+        self.body.append("</span>")
+    self.body.append(mathml(node, display=True) + "</div>\n")
+    raise nodes.SkipNode
+
+
+def drop_thebe_listeners(app, _config):
+    """Keep sphinx-thebe, which Jupyter Book always loads, from putting anything on a page."""
+    for listeners in app.events.listeners.values():
+        listeners[:] = [entry for entry in listeners if entry.handler.__module__ != "sphinx_thebe"]
+
+
+def clean_context(_app, _pagename, _templatename, context, _doctree):
+    """Drop what is left of thebe, and set the theme mode that the theme's script expects."""
+    for kind in ("css_files", "script_files"):
+        context[kind] = [asset for asset in context[kind] if not names_thebe(asset)]
+    context["default_mode"] = "auto"
+
+
+def names_thebe(asset) -> bool:
+    """Whether a script or style sheet belongs to thebe."""
+    # Only the start of an inline script: a picture's base64 can spell anything.
+    body = getattr(asset, "attributes", {}).get("body") or ""
+    return "thebe" in str(getattr(asset, "filename", asset)) or body.startswith("const THEBE")
+
+
+def finish(app, error):
+    """Cut the font to the book's characters, and let a page without scripts use the light theme."""
+    if error or app.builder.format != "html":
+        return
+    characters = set()
+    for page in Path(app.outdir).rglob("*.html"):
+        source = page.read_text(encoding="utf-8")
+        # "auto" is for the script; without scripts the style sheets want no theme named.
+        clean = re.sub(r'(<html[^>]*) data-theme="auto"', r"\1", source)
+        # Icons the page may not even use shall not be fetched before its text is drawn.
+        clean = re.sub(r'<link rel="preload" as="font"[^>]*>', "", clean)
+        # The same icons come as a font; as a script they would weigh 1.5 MB.
+        clean = re.sub(r'<script src="[^"]*fontawesome[^"]*"></script>', "", clean)
+        if clean != source:
+            page.write_text(clean, encoding="utf-8")
+        for equation in re.findall(r"<math.*?</math>", source, flags=re.DOTALL):
+            characters.update(html.unescape(re.sub(r"<[^>]*>", "", equation)))
+    cut_font(characters, Path(app.outdir) / "_static" / "book-math.woff")
+
+
+def cut_font(characters: set[str], target: Path):
+    """Write the mathematical font with just the characters given, its licence notice kept."""
+    wanted = target.with_suffix(".json")
+    key = json.dumps(sorted(characters))
+    if target.exists() and wanted.exists() and wanted.read_text(encoding="utf-8") == key:
+        return
+    settings = subset.Options()
+    settings.flavor = "woff"
+    settings.layout_features = ["*"]
+    settings.name_IDs = ["*"]
+    settings.with_zopfli = False
+    font = subset.load_font(str(FONT), settings)
+    cutter = subset.Subsetter(settings)
+    cutter.populate(text="".join(sorted(characters)) + "abcxyz0123456789")
+    cutter.subset(font)
+    subset.save_font(font, str(target), settings)
+    wanted.write_text(key, encoding="utf-8")
+
+
+def setup(app):
+    """Register with Sphinx."""
+    if not FONT.is_file():
+        raise ExtensionError(f"the font of the equations is missing: {FONT}")
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+    app.connect("config-inited", drop_thebe_listeners)
+    app.connect("html-page-context", clean_context, priority=900)
+    app.connect("build-finished", finish)
+    return {
+        "version": "1",
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }
