@@ -1,10 +1,11 @@
 """Checks for the exercises of the book: each says in a sentence what is wrong.
 
-A check prints one line and never raises. It runs the reader's function on a few inputs and compares
-the results with the right ones; where they agree with a typical mistake, it names the mistake.
+A check prints its verdict and never raises. It runs the reader's function on a few inputs and
+compares the results with the right ones; where they agree with a typical mistake, it names it.
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -153,7 +154,7 @@ def steps_to_fire(answer: Function) -> None:
     _compare(
         answer,
         right,
-        [(1.5, 0.5, 1.0), (0.7, 0.5, 1.0), (0.55, 0.5, 1.0), (0.3, 0.5, 1.0), (0.3, 0.9, 1.5)],
+        [(1.5, 0.5, 1.0), (0.7, 0.5, 1.0), (0.55, 0.5, 1.0), (0.3, 0.5, 1.0), (0.3, 0.9, 1.6)],
         {
             "the first step counts as 1, not as 0": from_zero,
             "the leak is left out: less than x is gained at each later step": no_leak,
@@ -290,12 +291,12 @@ class _UnsolvedError(Exception):
 def _run(answer: Any, judge: Callable[[Any], str | None], hint: str) -> None:
     try:
         fault = judge(answer)
+        said = "Right." if fault is None else f"Not yet: {fault}."
     except _UnsolvedError:
-        print(f"Not solved yet. Hint: {hint}.")
+        said = f"Not solved yet. Hint: {hint}."
     except Exception as error:  # the reader's own code may raise anything
-        print(f"It raised {type(error).__name__}: {error}. Hint: {hint}.")
-    else:
-        print("Right." if fault is None else f"Not yet: {fault}.")
+        said = f"It raised {type(error).__name__}: {error}. Hint: {hint}."
+    print(textwrap.fill(said, 78))
 
 
 def _compare(

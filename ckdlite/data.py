@@ -4,8 +4,6 @@ The shipped scenes are made with integer arithmetic from raw Philox words. The s
 therefore gives the same bytes on every machine and with every version of NumPy.
 """
 
-import hashlib
-import json
 import lzma
 from functools import cache
 from operator import index
@@ -17,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
+
+from ._assets import damaged, read, read_json
 
 SPLITS = ("train", "validation", "test")
 
@@ -37,8 +37,6 @@ CLASSES = (
 # `python experiments/make_fashion.py --digests` prints them.
 MEAN = (0.443, 0.445, 0.443)
 STD = (0.199, 0.198, 0.198)
-
-_ASSETS = Path(__file__).parent / "assets"
 
 _SIDE = 32
 _ITEM = 28
@@ -134,12 +132,12 @@ def cast() -> tuple[Scenes, tuple[str, ...]]:
 
     Source: see `cluttered`. Chapters: all of them.
     """
+    members = read_json("cast.json")
     try:
-        members = json.loads(_read("cast.json"))
         names = tuple(str(member["name"]) for member in members)
         places = [_whole("index", member["index"], 0, 2**32) for member in members]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(_damaged("cast.json")) from error
+        raise ValueError(damaged("cast.json")) from error
     amounts = {key: cluttered.__kwdefaults__[key] for key in ("seed", "clutter", "noise", "clouds")}
     return _scenes("test", np.array(places), **amounts), names
 
@@ -309,35 +307,15 @@ def _members(targets, split):
     return np.flatnonzero(held_out if split == "validation" else ~held_out).tolist()
 
 
-def _damaged(name):
-    return f"{_ASSETS / name} is damaged; {_repair(name)}"
-
-
-def _repair(name):
-    return f"reinstall ckdlite, or in a checkout run: git checkout -- ckdlite/assets/{name}"
-
-
-def _read(name):
-    try:
-        return (_ASSETS / name).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{_ASSETS / name} is missing; {_repair(name)}") from None
-
-
 @cache
 def _items(split):
     """Read the shipped items of a split: uint8 [N, 28, 28], item i of class i % 10."""
+    manifest = read_json("fashion.json")
     try:
-        pieces = json.loads(_read("fashion.json"))[split]
-        digests = [(piece["name"], piece["sha256"]) for piece in pieces]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(_damaged("fashion.json")) from error
-    raw = b""
-    for name, digest in digests:
-        packed = _read(name)
-        if hashlib.sha256(packed).hexdigest() != digest:
-            raise ValueError(_damaged(name))
-        raw += lzma.decompress(packed)
+        pieces = [(piece["name"], piece["sha256"]) for piece in manifest[split]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(damaged("fashion.json")) from error
+    raw = b"".join(lzma.decompress(read(*piece)) for piece in pieces)
     return np.frombuffer(raw, np.uint8).reshape(-1, _ITEM, _ITEM)
 
 

@@ -91,7 +91,7 @@ def samd(
     normalise: Normalise = "sample",
     square: bool = True,
 ) -> Float[Tensor, ""]:
-    """Saliency-scaled activation map distillation: make the student look where the teacher looks.
+    """Saliency-scaled activation map distillation: look where the teacher looks.
 
     Each map is scaled, then read as a distribution over its `H * W` positions by a softmax::
 
@@ -103,8 +103,8 @@ def samd(
         student: spike activation map (`saliency.spike_map`).
         teacher: Grad-CAM or CAM of the same size; detached.
         temperature: above 0.
-        normalise: see `normalise_maps`. The paper does not say which; `"sample"` is our reading. The
-            released code has `"batch"`. Difference 2.
+        normalise: see `normalise_maps`. The paper does not say which; `"sample"` is our reading.
+            The released code has `"batch"`. Difference 2.
         square: multiply by `T^2` (paper); the released code does not. Difference 3.
 
     Raises:

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from ckdlite import data
+from ckdlite._assets import FOLDER
 
-ASSETS = Path(data.__file__).parent / "assets"
 A_CLASS = {"train": 1400, "validation": 200, "test": 400}
 PIECES = {
     "train": ("fashion-train-1.xz", "fashion-train-2.xz"),
@@ -82,7 +82,7 @@ def make_items(folder):
             packed = lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)
             assert len(packed) < LARGEST_PIECE
             total += len(packed)
-            (ASSETS / name).write_bytes(packed)
+            (FOLDER / name).write_bytes(packed)
             manifest[split].append(
                 {
                     "name": name,
@@ -94,7 +94,7 @@ def make_items(folder):
             print(f"{name}: {len(part)} items, {len(packed)} bytes")
     assert total <= LARGEST_TOTAL
     print(f"{total} bytes in all")
-    (ASSETS / "fashion.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (FOLDER / "fashion.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def digest(split, n):
@@ -111,7 +111,7 @@ def make_digests():
     """Write the digests and print the constants that `ckdlite/data.py` must hold."""
     sizes = [(split, 1000) for split in data.SPLITS] + [("train", 10_000)]
     digests = [{"split": s, "n": n, "sha256": digest(s, n)} for s, n in sizes]
-    (ASSETS / "scenes.json").write_text(json.dumps(digests, indent=1) + "\n")
+    (FOLDER / "scenes.json").write_text(json.dumps(digests, indent=1) + "\n")
     images, _, masks = data.cluttered("train")
     images = images.double() / 255
     for name, value in ("MEAN", images.mean((0, 2, 3))), ("STD", images.std((0, 2, 3))):

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ckdlite._assets import FOLDER
 from ckdlite.data import Scenes, cluttered, normalise
 from ckdlite.distill import ckd, samd
 from ckdlite.measure import accuracy, firing_rates, predict
@@ -37,8 +38,7 @@ from ckdlite.saliency import (
 )
 
 HERE = Path(__file__).parent
-ASSETS = HERE.parent / "ckdlite" / "assets"
-RESULTS = ASSETS / "shipped.csv"
+RESULTS = FOLDER / "shipped.csv"
 NETWORKS = ("teacher", "label-only", "samd", "distilled")
 SEEDS = (0, 1, 2)
 TIMESTEPS, EPOCHS, BATCH, RATE = 4, 20, 128, 0.1
@@ -146,8 +146,8 @@ def add_row(row: dict[str, object]) -> None:
 def ship(name: str, weights: Path, row: dict[str, str]) -> None:
     """Copy seed 0's weights into the package, with the scores that they must reproduce."""
     file = f"{name}.safetensors"
-    (ASSETS / file).write_bytes(weights.read_bytes())
-    manifest = ASSETS / "weights.json"
+    (FOLDER / file).write_bytes(weights.read_bytes())
+    manifest = FOLDER / "weights.json"
     known = json.loads(manifest.read_text()) if manifest.exists() else {}
     known[name] = {
         "file": file,

@@ -3,6 +3,10 @@
 import os
 
 import pytest
+import torch
+
+# The tensors here are small: more threads would only wait for each other.
+torch.set_num_threads(1)
 
 if os.environ.get("CKDLITE_TYPECHECK") == "1":
     # Before anything imports the library: every annotated shape is then checked at each call.
