@@ -38,6 +38,11 @@ CLASSES = (
 MEAN = (0.443, 0.445, 0.443)
 STD = (0.199, 0.198, 0.198)
 
+# The amounts of the committed digests, of the cast and of the shipped networks.
+_CLUTTER = 6
+_NOISE = 24
+_CLOUDS = 48
+
 _SIDE = 32
 _ITEM = 28
 _SIZES = (18, 22)  # side of the object, in pixels of the canvas
@@ -76,9 +81,9 @@ def cluttered(
     n: int | None = None,
     *,
     seed: int = 0,
-    clutter: int = 6,
-    noise: int = 24,
-    clouds: int = 48,
+    clutter: int = _CLUTTER,
+    noise: int = _NOISE,
+    clouds: int = _CLOUDS,
 ) -> Scenes:
     """Make scenes of cluttered Fashion-MNIST.
 
@@ -138,8 +143,8 @@ def cast() -> tuple[Scenes, tuple[str, ...]]:
         places = [_whole("index", member["index"], 0, 2**32) for member in members]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(damaged("cast.json")) from error
-    amounts = {key: cluttered.__kwdefaults__[key] for key in ("seed", "clutter", "noise", "clouds")}
-    return _scenes("test", np.array(places), **amounts), names
+    amounts = {"clutter": _CLUTTER, "noise": _NOISE, "clouds": _CLOUDS}
+    return _scenes("test", np.array(places), seed=0, **amounts), names
 
 
 def normalise(images: UInt8[Tensor, "*B 3 H W"]) -> Float32[Tensor, "*B 3 H W"]:

@@ -29,6 +29,7 @@ COLOURS: dict[str, str] = {
     "distilled": "#009E73",
     "noise": "#CC79A7",
     "mask": "#56B4E9",
+    "threshold": "#D55E00",
     "ink": "#1F2933",
 }
 
@@ -146,16 +147,19 @@ def show(fig: Figure, caption: str, alt: str) -> None:
     )
 
 
-def overlay(ax: Axes, image, heat, mask=None) -> None:
-    """Draw a saliency map over an image, and the outline of the object.
+def overlay(ax: Axes, image, heat=None, mask=None, role: str | None = None) -> None:
+    """Draw a saliency map over an image, the outline of the object, and a frame in a role's colour.
 
     ``image`` is RGB ``[3, H, W]``, floats in 0..1 or bytes. ``heat`` is ``[h, w]`` of any size and
     scale: it is brought to 0..1 by its own minimum and maximum and enlarged bilinearly to the
-    image. ``mask`` is ``[H, W]``, true on the object. Tensors and NumPy arrays are both taken.
+    image; None draws the image alone. ``mask`` is ``[H, W]``, true on the object. ``role`` is a
+    name in `COLOURS`. Tensors and NumPy arrays are both taken.
 
-    Raises ValueError when a shape does not fit or a value is not finite.
+    Raises ValueError when a shape does not fit, a value is not finite or a role is unknown.
     """
-    image, heat = array("image", image), array("heat", heat)
+    image, heat = array("image", image), array("heat", [[0.0]] if heat is None else heat)
+    if role is not None and role not in COLOURS:
+        raise ValueError(f"role must be one of {', '.join(COLOURS)}, got {role!r}")
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image must be [3, H, W], got shape {list(image.shape)}")
     if heat.ndim != 2 or heat.size == 0:
@@ -192,8 +196,9 @@ def overlay(ax: Axes, image, heat, mask=None) -> None:
                 linewidths=2,
             )
             lines.set_path_effects([patheffects.withStroke(linewidth=3.5, foreground="black")])
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    ax.set_axis_off()
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set(visible=role is not None, color=COLOURS.get(role), linewidth=4)
 
 
 def text(name: str, value: str) -> str:

@@ -4,6 +4,7 @@ import io
 import re
 
 import matplotlib
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -41,7 +42,8 @@ def luminance(colour: str) -> float:
 
 
 def test_every_role_has_its_own_colour():
-    assert {"teacher", "label-only", "distilled", "noise", "mask", "ink"} == set(figures.COLOURS)
+    roles = {"teacher", "label-only", "distilled", "noise", "mask", "threshold", "ink"}
+    assert roles == set(figures.COLOURS)
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
 
 
@@ -111,14 +113,25 @@ def test_overlay_draws_image_heat_and_outline(kind):
     assert warm.get_array().shape == (32, 24)
     assert np.unravel_index(warm.get_array().argmax(), (32, 24))[0] in range(8, 16)
     assert warm.get_alpha().min() >= 0
-    assert not ax.axison
+    assert not any(spine.get_visible() for spine in ax.spines.values())
+    assert len(ax.get_xticks()) == len(ax.get_yticks()) == 0
     (outline,) = ax.collections
     # The object touches two edges, and its outline is closed all the same.
     for path in outline.get_paths():
         assert np.allclose(path.vertices[0], path.vertices[-1])
 
 
-@pytest.mark.parametrize("heat", [np.zeros((4, 4)), np.full((4, 4), -3.0)])
+def test_overlay_frames_the_image_in_the_colour_of_the_role():
+    _, ax = plt.subplots()
+    figures.overlay(ax, np.zeros((3, 8, 8)), role="teacher")
+    drawn = {mpl.colors.to_hex(spine.get_edgecolor()).upper() for spine in ax.spines.values()}
+    assert drawn == {figures.COLOURS["teacher"]}
+    assert all(spine.get_visible() for spine in ax.spines.values())
+    with pytest.raises(ValueError, match="role must be one of teacher, .*, got 'student'"):
+        figures.overlay(ax, np.zeros((3, 8, 8)), role="student")
+
+
+@pytest.mark.parametrize("heat", [None, np.zeros((4, 4)), np.full((4, 4), -3.0)])
 def test_overlay_of_a_flat_map_shows_the_image_alone(heat):
     _, ax = plt.subplots()
     figures.overlay(ax, np.zeros((3, 8, 8)), heat, mask=np.zeros((8, 8)))
