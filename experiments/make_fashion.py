@@ -43,21 +43,18 @@ def official(folder, part):
     return images, np.frombuffer(raw, np.uint8, offset=8)
 
 
-def choose(images, labels, taken, seen):
-    """Take the next images of each class, interleaved, and mark them as taken and seen."""
-
-    def next_of_class(label, count):
-        chosen = []
+def choose(images, labels, count, seen):
+    """Say where the next `count` images of each class lie, interleaved; add them to `seen`."""
+    chosen = []
+    for label in range(10):
+        of_class = []
         for place in np.flatnonzero(labels == label):
-            content = images[place].tobytes()
-            if len(chosen) < count and place not in taken and content not in seen:
-                chosen.append(place)
-                taken.add(place)
-                seen.add(content)
-        assert len(chosen) == count
-        return chosen
-
-    return lambda count: np.array([next_of_class(label, count) for label in range(10)]).T.ravel()
+            if len(of_class) < count and images[place].tobytes() not in seen:
+                of_class.append(place)
+                seen.add(images[place].tobytes())
+        assert len(of_class) == count
+        chosen.append(of_class)
+    return np.array(chosen).T.ravel()
 
 
 def make_items(folder):
@@ -65,14 +62,8 @@ def make_items(folder):
     manifest, total, seen = {}, 0, set()
     train = official(folder, "train")
     test = official(folder, "t10k")
-    next_train = choose(*train, set(), seen)
-    next_test = choose(*test, set(), seen)
-    for split, (images, labels), choice in (
-        ("train", train, next_train),
-        ("validation", train, next_train),
-        ("test", test, next_test),
-    ):
-        places = choice(A_CLASS[split])
+    for split, (images, labels) in (("train", train), ("validation", train), ("test", test)):
+        places = choose(images, labels, A_CLASS[split], seen)
         assert (labels[places] == np.arange(len(places)) % 10).all()
         manifest[split] = []
         for name, part in zip(

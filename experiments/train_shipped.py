@@ -1,6 +1,6 @@
 """Train the networks that the chapters load, and write their weights and scores.
 
-    python experiments/train_shipped.py                # on the CPU: some two hours a seed on 2 cores
+    python experiments/train_shipped.py                # on 2 CPU cores: two hours a seed
     python experiments/train_shipped.py --device cuda  # minutes
 
 One teacher and three students, three seeds each: `label-only` learns from labels, `samd` from
