@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-BOOK := _build/book
+# Written by tools/build.py, and only when the book was built.
+BOOK := _build/html/.built
 CHAPTERS := $(wildcard book/*.ipynb)
 SOURCES := _config.yml _toc.yml tools/build.py tools/offline.py $(wildcard book/*.ipynb book/*.md book/*.bib) \
 	$(shell find ckdlite book/extra book/_static -type f -not -path '*__pycache__*')
@@ -26,7 +27,7 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 		echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 	@echo "Setting up $(VENV): installing what requirements.txt pins (some minutes, about 6 GB)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@echo "Installing ckdlite from this checkout"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
@@ -35,10 +36,9 @@ $(READY): requirements.txt pyproject.toml
 $(BOOK): $(READY) $(SOURCES)
 	@echo "Executing the chapters and building the book"
 	@$(BIN)/python tools/build.py
-	@touch $@
 
 book: $(BOOK)
-	@echo "The book is up to date: file://$(CURDIR)/_build/html/index.html"
+	@echo "The book is up to date: `$(BIN)/python tools/build.py --where`"
 
 lint: $(READY)
 	@echo "Checking style and format"

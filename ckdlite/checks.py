@@ -6,7 +6,7 @@ compares the results with the right ones; where they agree with a typical mistak
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -47,6 +47,9 @@ def leaky_sum(answer: Function) -> None:
                 lambda x, decay: x
             ),
             "only the last potential came back; every step's is wanted": keeps_last_only,
+            "the decay is on the wrong side: it is the share of the old potential that is kept": (
+                lambda x, decay: right(x, 1 - decay)
+            ),
         },
         "start from u = 0; at each step u = decay * u + x[t]; keep every u",
     )
@@ -83,6 +86,12 @@ def lif_step(answer: Function) -> None:
         s = float(u > threshold)
         return s, (1 - s) * (decay * u + x)
 
+    def no_leak(u: float, x: float, decay: float, threshold: float) -> tuple[float, float]:
+        return right(u, x, 1.0, threshold)
+
+    def fixed(u: float, x: float, decay: float, threshold: float) -> tuple[float, float]:
+        return right(u, x, decay, 1.0)
+
     def swapped(u: float, x: float, decay: float, threshold: float) -> tuple[float, float]:
         return right(u, x, decay, threshold)[::-1]
 
@@ -106,6 +115,8 @@ def lif_step(answer: Function) -> None:
             ),
             "the reset is applied before the spike is read": reset_first,
             "the spike is read from the old potential, before the leak and the input": spike_of_old,
+            "the old potential does not leak: multiply it by decay first": no_leak,
+            "the threshold is not always 1": fixed,
             "the two results are in the wrong order: the spike comes first": swapped,
         },
         "three lines: leak and add, compare, reset; return (spike, next u)",
@@ -140,8 +151,17 @@ def steps_to_fire(answer: Function) -> None:
     def right(x: float, decay: float, threshold: float) -> float:
         if x <= threshold * (1 - decay):
             return math.inf
-        u, n = x, 1
+        u, n = x, 1.0
         while u <= threshold:
+            u, n = decay * u + x, n + 1
+        return n
+
+    def at_threshold(x: float, decay: float, threshold: float) -> float:
+        # Exact here: the inputs that reach the threshold on the dot are powers of two.
+        u, n = x, 1.0
+        if x <= threshold * (1 - decay):
+            return math.inf
+        while u < threshold:
             u, n = decay * u + x, n + 1
         return n
 
@@ -149,18 +169,26 @@ def steps_to_fire(answer: Function) -> None:
         return right(x, decay, threshold) - 1
 
     def no_leak(x: float, decay: float, threshold: float) -> float:
-        return math.floor(threshold / x) + 1
+        return math.floor(threshold / x) + 1.0
 
     _compare(
         answer,
         right,
-        [(1.5, 0.5, 1.0), (0.7, 0.5, 1.0), (0.55, 0.5, 1.0), (0.3, 0.5, 1.0), (0.3, 0.9, 1.6)],
+        [
+            (1.5, 0.5, 1.0),
+            (1.0, 0.5, 1.0),
+            (0.7, 0.5, 1.0),
+            (0.55, 0.5, 1.0),
+            (0.3, 0.5, 1.0),
+            (0.3, 0.9, 1.6),
+        ],
         {
             "the first step counts as 1, not as 0": from_zero,
+            "a potential equal to the threshold does not fire yet": at_threshold,
             "the leak is left out: less than x is gained at each later step": no_leak,
             "a current at or below threshold * (1 - decay) never fires: return math.inf": (
                 lambda x, decay, threshold: (
-                    -1 if x <= threshold * (1 - decay) else right(x, decay, threshold)
+                    -1.0 if x <= threshold * (1 - decay) else right(x, decay, threshold)
                 )
             ),
         },
@@ -178,6 +206,12 @@ def spike_map(answer: Function) -> None:
         [(spikes,)],
         {
             "the map is averaged; the spikes are to be counted": lambda s: s.mean((0, 2)),
+            "time is averaged; the spikes of all steps are to be counted": (
+                lambda s: s.mean(0).sum(1)
+            ),
+            "the map says only where a spike was; count how many": (
+                lambda s: (s.sum((0, 2)) > 0).float()
+            ),
             "time is still there: sum over T as well": lambda s: s.sum(2),
             "only the last timestep is counted": lambda s: s[-1].sum(1),
             "the sum runs over the batch: axis 0 is time, axis 1 the images": (
@@ -212,6 +246,9 @@ def to_distribution(answer: Function) -> None:
             "the softmax runs over the batch; each image has its own distribution": (
                 lambda m, temperature: F.softmax(m / temperature, 0)
             ),
+            "the softmax runs over the whole batch; each image has its own distribution": (
+                lambda m, temperature: F.softmax(m.flatten() / temperature, 0).view_as(m)
+            ),
             "these are logarithms: take softmax, not log_softmax": (
                 lambda m, temperature: over(m, temperature).log()
             ),
@@ -241,6 +278,17 @@ def divergence(answer: Function) -> None:
             "the factor temperature squared is missing": (
                 lambda s, t, temperature: kl(t, s, temperature)
             ),
+            "the factor is the temperature squared, not the temperature": (
+                lambda s, t, temperature: temperature * kl(t, s, temperature)
+            ),
+            "that is the cross-entropy: subtract the teacher's own entropy, sum p_t * log p_t": (
+                lambda s, t, temperature: (
+                    temperature**2
+                    * F.cross_entropy(
+                        s.flatten(1) / temperature, F.softmax(t.flatten(1) / temperature, 1)
+                    )
+                )
+            ),
             "the sum over positions became a mean": (
                 lambda s, t, temperature: temperature**2 * kl(t, s, temperature) / s[0].numel()
             ),
@@ -255,7 +303,7 @@ def divergence(answer: Function) -> None:
     )
 
 
-def what_is_ignored(answer: Mapping[str, Iterable[str]]) -> None:
+def what_is_ignored(answer: Any) -> None:
     """Exercise 4 of chapter 3.2: which scaling ignores a shift of a map, and which a factor."""
     right = {
         "none": {"shift"},
@@ -264,15 +312,19 @@ def what_is_ignored(answer: Mapping[str, Iterable[str]]) -> None:
         "zscore": {"shift", "factor"},
     }
 
-    def judge(given: Mapping[str, Iterable[str]]) -> str | None:
-        if not given or any(value is ... for value in given.values()):
+    def judge(given: Any) -> str | None:
+        if not given or all(value is ... for value in given.values()):
             raise _UnsolvedError
         if missing := sorted(set(right) - set(given)):
             return f"{', '.join(missing)} is missing from the answer"
         for name, ignored in right.items():
+            if given[name] is ...:
+                return f"{name!r} has no answer yet; for neither write set()"
             said = {given[name]} if isinstance(given[name], str) else set(given[name])
             if unknown := sorted(said - {"shift", "factor"}):
-                return f"{unknown[0]!r} is not one of 'shift', 'factor'"
+                return (
+                    f"{unknown[0]!r} is not one of 'shift', 'factor'; for both write a set of both"
+                )
             if "shift" not in said:
                 return f"{name!r}: the softmax itself ignores a number added to the whole map"
             if said - ignored:
@@ -310,9 +362,13 @@ def _compare(
         given = []
         for arguments in inputs:
             result = answer(*(a.clone() if isinstance(a, Tensor) else a for a in arguments))
-            if result is None or result is ...:
-                raise _UnsolvedError
-            given.append(_tensor(result))
+            given.append(None if result is ... else result)
+        if all(result is None for result in given):
+            raise _UnsolvedError
+        for arguments, result in zip(inputs, given, strict=True):
+            if result is None:
+                return f"for {_said(arguments)} nothing came back"
+        given = [_tensor(result) for result in given]
         wanted = [_tensor(right(*arguments)) for arguments in inputs]
         if _same(given, wanted):
             return None
@@ -323,6 +379,12 @@ def _compare(
             if got.shape != want.shape:
                 return f"the result has shape {list(got.shape)}, wanted {list(want.shape)}"
             if not _same([got], [want]):
+                if want.numel() > 6:
+                    at = int((got - want).abs().flatten().nan_to_num(nan=math.inf).argmax())
+                    return (
+                        f"the shape is right, the values are not: one of them is "
+                        f"{got.flatten()[at].item():.4g}, wanted {want.flatten()[at].item():.4g}"
+                    )
                 return f"for {_said(arguments)} got {_said(got)}, wanted {_said(want)}"
         return None
 

@@ -5,10 +5,11 @@ therefore gives the same bytes on every machine and with every version of NumPy.
 """
 
 import lzma
+from collections.abc import Callable
 from functools import cache
 from operator import index
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -167,7 +168,14 @@ def normalise(images: UInt8[Tensor, "*B 3 H W"]) -> Float32[Tensor, "*B 3 H W"]:
     return (images.float() / 255 - mean) / std
 
 
-def cifar(name: str, root: str | Path, split: str, *, download=False, transform=None) -> Dataset:
+def cifar(
+    name: str,
+    root: str | Path,
+    split: str,
+    *,
+    download: bool = False,
+    transform: Callable[[Any], Any] | None = None,
+) -> Dataset:
     """Open CIFAR-10 or CIFAR-100 through torchvision.
 
     The validation split is one tenth of every class of the official training images: 5,000
@@ -202,13 +210,19 @@ def cifar(name: str, root: str | Path, split: str, *, download=False, transform=
     except RuntimeError as error:
         raise FileNotFoundError(
             f"{name}: the official files are missing or damaged in "
-            f"{Path(root) / kind.base_folder}; put the unpacked archive there, or pass "
-            "download=True to fetch it"
+            f"{Path(root) / kind.base_folder}; put the unpacked archive there, or remove what is "
+            "there and pass download=True to fetch it"
         ) from error
     return Subset(whole, _members(whole.targets, split))
 
 
-def folder(root: str | Path, split: str, *, size: int | None = None, transform=None) -> Dataset:
+def folder(
+    root: str | Path,
+    split: str,
+    *,
+    size: int | None = None,
+    transform: Callable[[Any], Any] | None = None,
+) -> Dataset:
     """Open a folder of images, `root/train/<class>/*` and `root/test/<class>/*`.
 
     Labels follow the alphabetical order of the class folders. The validation split is one tenth
@@ -228,7 +242,7 @@ def folder(root: str | Path, split: str, *, size: int | None = None, transform=N
     Raises:
         ImportError: torchvision is not installed.
         ValueError: `split` is unknown, `size` is below 1, the classes of train and test differ,
-            or a class has too few images.
+            or a class has too few images. Reading a damaged image raises it too.
         FileNotFoundError: `root/train` or `root/test` is missing.
     """
     _one_of("split", split, SPLITS)
@@ -249,7 +263,10 @@ def folder(root: str | Path, split: str, *, size: int | None = None, transform=N
     where = root / ("test" if split == "test" else "train")
     # allow_empty, because the check below names the class and says how many images it wants.
     whole = tv.datasets.ImageFolder(
-        where, transform=tv.transforms.Compose(steps) if steps else None, allow_empty=True
+        where,
+        loader=_open,
+        transform=tv.transforms.Compose(steps) if steps else None,
+        allow_empty=True,
     )
     wanted = 1 if split == "test" else 2  # one to train on and one to hold out
     counts = np.bincount(whole.targets, minlength=len(whole.classes))
@@ -286,6 +303,14 @@ def _torchvision():
             "reading CIFAR or a folder of images wants torchvision: pip install 'ckdlite[train]'"
         ) from error
     return torchvision
+
+
+def _open(path):
+    """Read one image as RGB, and name it where it is damaged."""
+    try:
+        return _torchvision().datasets.folder.default_loader(path)
+    except OSError as error:
+        raise ValueError(f"{path} is damaged or no image; replace it or take it away") from error
 
 
 def _class_names(where):

@@ -3,8 +3,9 @@
 The student's logits are the mean over time of its per-step logits, `logits.mean(0)`. Gradients
 reach the student only: everything of the teacher's is detached here. Chapter 3.2 builds SAMD.
 
-Each loss-level difference between the paper and the released code (chapter 3.5) is one option; the
-defaults are the paper, or our reading of it where it does not say.
+A tensor of the wrong dtype is a TypeError everywhere. Each loss-level difference between the paper
+and the released code (chapter 3.5) is one option; the defaults are the paper, or our reading of it
+where it does not say.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from .saliency import check_maps, check_target
@@ -58,11 +59,13 @@ def normalise_maps(
     A flat map becomes all zero under `"sample"` and `"zscore"`.
 
     Raises:
-        ValueError: not `[B, H, W]`, empty, or an unknown name.
+        ValueError: not `[B, H, W]`, empty, not finite, or an unknown name.
 
     Chapter 3.2.
     """
     check_maps(maps=maps)
+    if not bool(maps.isfinite().all()):
+        raise ValueError("maps: got NaN or infinity, wanted finite numbers")
     if how == "none":
         return maps
     if how == "batch":
@@ -74,6 +77,9 @@ def normalise_maps(
     elif how == "zscore":
         # The shift changes no result, but makes a flat map exactly 0, which its mean may not.
         maps = maps - maps.amin((1, 2), keepdim=True).detach()
+        # Nor does the factor, which keeps the squares of tiny numbers from vanishing.
+        largest = maps.amax((1, 2), keepdim=True).detach()
+        maps = maps / largest.where(largest > 0, torch.ones_like(largest))
         maps = maps - maps.mean((1, 2), keepdim=True)
         # The square root's slope is infinite at 0, so a flat map is kept away from it.
         variance = maps.square().mean((1, 2), keepdim=True)
@@ -115,6 +121,9 @@ def samd(
     check_maps(student=student, teacher=teacher)
     _check_temperature(temperature)
     student, teacher = _wide(student), _wide(teacher.detach())
+    maps = {"student": student, "teacher": teacher}
+    if bad := [name for name, m in maps.items() if not bool(m.isfinite().all())]:
+        raise ValueError(f"{' and '.join(bad)} held NaN or infinity, wanted finite maps")
     target = F.log_softmax(normalise_maps(teacher, normalise).flatten(1) / temperature, 1)
     read = F.log_softmax(normalise_maps(student, normalise).flatten(1) / temperature, 1)
     loss = _kl(target, read) * (temperature**2 if square else 1.0)
@@ -211,7 +220,7 @@ def ckd(
     student_map: Float[Tensor, "B H W"],
     teacher_logits: Float[Tensor, "B K"],
     teacher_map: Float[Tensor, "B H W"],
-    labels: Int[Tensor, " B"],
+    labels: Integer[Tensor, " B"],
     *,
     beta: float = 1.0,
     gamma: float = 1.0,
@@ -248,7 +257,7 @@ def ckd(
             f"got maps of {len(student_map)} images and logits of {len(student_logits)}, "
             "wanted the same batch"
         )
-    check_target(labels, *student_logits.shape)
+    labels = check_target(labels, *student_logits.shape)
     ce = F.cross_entropy(_wide(student_logits), labels)
     by_map = samd(student_map, teacher_map, **(samd_options or {}))
     by_logits = nld(student_logits, teacher_logits, **(nld_options or {}))

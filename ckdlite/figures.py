@@ -9,6 +9,7 @@ import io
 
 import numpy as np
 import torch
+from torch import Tensor
 
 try:
     import matplotlib as mpl
@@ -106,7 +107,7 @@ def to_webp(fig: Figure, scale: float | int = 2.0, colours: int | None = None) -
     return packed.getvalue()
 
 
-def image_tag(
+def _image_tag(
     fig: Figure, alt: str, scale: float | int = 2.0, colours: int | None = None, css: str = ""
 ) -> str:
     """The HTML ``<img>`` of a figure, its picture inside the tag as WebP.
@@ -132,8 +133,8 @@ def show(fig: Figure, caption: str, alt: str) -> None:
     """
     from IPython.display import display
 
-    caption, alt = text("caption", caption), text("alt", alt)
-    picture = image_tag(fig, alt)
+    caption, alt = _text("caption", caption), _text("alt", alt)
+    picture = _image_tag(fig, alt)
     plt.close(fig)
     display(
         {
@@ -147,7 +148,13 @@ def show(fig: Figure, caption: str, alt: str) -> None:
     )
 
 
-def overlay(ax: Axes, image, heat=None, mask=None, role: str | None = None) -> None:
+def overlay(
+    ax: Axes,
+    image: Tensor | np.ndarray,
+    heat: Tensor | np.ndarray | None = None,
+    mask: Tensor | np.ndarray | None = None,
+    role: str | None = None,
+) -> None:
     """Draw a saliency map over an image, the outline of the object, and a frame in a role's colour.
 
     ``image`` is RGB ``[3, H, W]``, floats in 0..1 or bytes. ``heat`` is ``[h, w]`` of any size and
@@ -157,7 +164,7 @@ def overlay(ax: Axes, image, heat=None, mask=None, role: str | None = None) -> N
 
     Raises ValueError when a shape does not fit, a value is not finite or a role is unknown.
     """
-    image, heat = array("image", image), array("heat", [[0.0]] if heat is None else heat)
+    image, heat = _array("image", image), _array("heat", np.zeros((1, 1)) if heat is None else heat)
     if role is not None and role not in COLOURS:
         raise ValueError(f"role must be one of {', '.join(COLOURS)}, got {role!r}")
     if image.ndim != 3 or image.shape[0] != 3:
@@ -180,7 +187,7 @@ def overlay(ax: Axes, image, heat=None, mask=None, role: str | None = None) -> N
     ax.imshow(large, cmap="inferno", vmin=0, vmax=1, alpha=0.85 * large)
 
     if mask is not None:
-        mask = array("mask", mask)
+        mask = _array("mask", mask)
         if mask.shape != (height, width):
             raise ValueError(
                 f"mask must be [{height}, {width}] like the image, got shape {list(mask.shape)}"
@@ -201,7 +208,7 @@ def overlay(ax: Axes, image, heat=None, mask=None, role: str | None = None) -> N
         spine.set(visible=role is not None, color=COLOURS.get(role), linewidth=4)
 
 
-def text(name: str, value: str) -> str:
+def _text(name: str, value: str) -> str:
     """The text itself when it says something, a clear error when it does not."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {type(value).__name__}")
@@ -210,9 +217,9 @@ def text(name: str, value: str) -> str:
     return value.strip()
 
 
-def array(name: str, value) -> np.ndarray:
+def _array(name: str, value: Tensor | np.ndarray) -> np.ndarray:
     """A finite NumPy array from a tensor or an array."""
-    value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    value = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     if not np.isfinite(value).all():
         raise ValueError(f"{name} holds values that are not finite")
     return value

@@ -121,8 +121,8 @@ def _slope(surrogate: str | Surrogate) -> Surrogate:
 def _check_neuron(decay: float, threshold: float, reset: str) -> None:
     if not 0 <= decay <= 1:
         raise ValueError(f"decay: got {decay}, wanted a number from 0 (no memory) to 1 (no leak)")
-    if not threshold > 0:
-        raise ValueError(f"threshold: got {threshold}, wanted a number above 0")
+    if not 0 < threshold < float("inf"):
+        raise ValueError(f"threshold: got {threshold}, wanted a finite number above 0")
     if reset not in ("hard", "soft"):
         raise ValueError(f"reset: got {reset!r}, wanted 'hard' (to zero) or 'soft' (by threshold)")
 
@@ -199,12 +199,18 @@ class LIF(nn.Module):
         _check_neuron(decay, threshold, reset)
         self.decay, self.threshold, self.reset = decay, threshold, reset
         self.detach_reset, self.surrogate = detach_reset, surrogate
-        self._slope = _slope(surrogate)
+        _slope(surrogate)  # an unknown name is refused here, not at the first forward pass
 
     def forward(self, x: Float[Tensor, " T *N"]) -> Float[Tensor, " T *N"]:
         _check_current(x)
         spikes, _ = _run(
-            x, self.decay, self.threshold, self.reset, self.detach_reset, self._slope, False
+            x,
+            self.decay,
+            self.threshold,
+            self.reset,
+            self.detach_reset,
+            _slope(self.surrogate),
+            False,
         )
         return spikes
 
@@ -230,7 +236,7 @@ def repeat(x: Float[Tensor, "*N"], timesteps: int) -> Float[Tensor, " T *N"]:
 
 def check_timesteps(timesteps: int) -> None:
     """Raise where `timesteps` is not a whole number of at least 1."""
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int):
+    if isinstance(timesteps, bool) or not hasattr(timesteps, "__index__"):
         raise TypeError(f"timesteps: got {timesteps!r}, wanted a whole number")
     if timesteps < 1:
         raise ValueError(f"timesteps: got {timesteps}, wanted at least 1")

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from .lif import LIF
+from .saliency import check_target
 
 # Energy of one 32-bit floating-point operation in a 45 nm process at 0.9 V, in picojoules:
 # Horowitz 2014 (ISSCC), "Computing's energy problem". A multiplication 3.7 and an addition 0.9.
@@ -31,29 +32,33 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: Float[Tensor, "N ..."], batch_size: int = 250
+    model: nn.Module, images: Float[Tensor, "..."], batch_size: int = 250
 ) -> Float[Tensor, "N K"]:
     """Logits of many images, in eval mode and in batches; a student's are averaged over time.
+
+    Images are `[N, ...]`, or event frames `[T, N, C, H, W]`.
 
     The mode of every layer is put back afterwards.
 
     Raises:
         ValueError: no image, or a batch size below 1.
     """
-    if not len(images) or batch_size < 1:
+    count = images.shape[_batch_axis(images)]
+    if not count or batch_size < 1:
         raise ValueError(
-            f"predict: got {len(images)} images and batch size {batch_size}, wanted at least 1"
+            f"predict: got {count} images and batch size {batch_size}, wanted at least 1"
         )
     with _in_eval_mode(model):
-        logits = [model(batch) for batch in images.split(batch_size)]
+        logits = [model(batch) for batch in images.split(batch_size, _batch_axis(images))]
     return torch.cat([y.mean(0) if y.dim() == 3 else y for y in logits])
 
 
-def accuracy(logits: Float[Tensor, "N K"], labels: Tensor) -> float:
+def accuracy(logits: Float[Tensor, "N K"], labels: Integer[Tensor, " N"]) -> float:
     """The share of images whose highest logit is the label's, from 0 to 1.
 
     Raises:
-        ValueError: shapes that do not match, no image, or NaN among the logits.
+        ValueError: shapes that do not match, no image, labels out of range, or NaN among the
+            logits.
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1] or not logits.numel():
         raise ValueError(
@@ -62,6 +67,7 @@ def accuracy(logits: Float[Tensor, "N K"], labels: Tensor) -> float:
         )
     if bool(logits.isnan().any()):
         raise ValueError("logits: got NaN, wanted numbers")
+    labels = check_target(labels, *logits.shape)
     return (logits.argmax(1) == labels).double().mean().item()
 
 
@@ -69,15 +75,17 @@ def entropy(logits: Float[Tensor, "*B K"], temperature: float = 1.0) -> Float[Te
     """Entropy of `softmax(logits / temperature)` over the last axis, in nats: 0 to ln K.
 
     Raises:
-        ValueError: a temperature not above 0.
+        ValueError: a temperature not above 0, or NaN among the logits.
     """
     if not temperature > 0:
         raise ValueError(f"temperature: got {temperature}, wanted a number above 0")
+    if bool(logits.isnan().any()):
+        raise ValueError("logits: got NaN, wanted numbers")
     return torch.special.entr(F.softmax(logits / temperature, -1)).sum(-1)
 
 
 @torch.no_grad()
-def firing_rates(model: nn.Module, images: Float[Tensor, "B ..."]) -> dict[str, float]:
+def firing_rates(model: nn.Module, images: Float[Tensor, "..."]) -> dict[str, float]:
     """Firing rate of each LIF layer by name, in spikes per neuron and timestep, 0 to 1.
 
     Measured in eval mode; the mode of every layer is put back afterwards.
@@ -86,13 +94,17 @@ def firing_rates(model: nn.Module, images: Float[Tensor, "B ..."]) -> dict[str, 
         ValueError: the model has no LIF layer, or there is no image.
     """
     _check_some(images)
-    rates: dict[str, float] = {}
+    counts: dict[str, list[float]] = {}
     neurons = {name: m for name, m in model.named_modules() if isinstance(m, LIF)}
     if not neurons:
         raise ValueError(f"firing_rates: {type(model).__name__} has no LIF layer")
 
     def keep(name: str) -> Any:
-        return lambda _module, _inputs, spikes: rates.update({name: spikes.mean().item()})
+        def hook(_module: nn.Module, _inputs: Any, spikes: Tensor) -> None:
+            # A layer that is used twice counts twice.
+            counts.setdefault(name, []).append(spikes.mean().item())
+
+        return hook
 
     hooks = [m.register_forward_hook(keep(name)) for name, m in neurons.items()]
     try:
@@ -101,7 +113,7 @@ def firing_rates(model: nn.Module, images: Float[Tensor, "B ..."]) -> dict[str, 
     finally:
         for hook in hooks:
             hook.remove()
-    return rates
+    return {name: sum(rates) / len(rates) for name, rates in counts.items()}
 
 
 class LayerCost(NamedTuple):
@@ -132,15 +144,15 @@ class Cost(NamedTuple):
 
 
 @torch.no_grad()
-def operations(model: nn.Module, images: Float[Tensor, "B ..."]) -> Cost:
+def operations(model: nn.Module, images: Float[Tensor, "..."]) -> Cost:
     """Count the operations of every `Conv2d` and `Linear`, mean over these images.
 
     A layer whose input is only zeros and ones takes spikes: each spike costs one accumulate for
     every weight that it meets (a synaptic operation). Any other layer costs one multiply-accumulate
-    for every weight and position, zeros included; so does one whose input is all zero, since
-    nothing shows that it takes spikes. Taps that fall into the padding (of zeros) are counted in
-    neither. The counts are made from the actual spikes, not from rates, in eval mode. Other kinds
-    of layer are not counted.
+    for every weight and position, zeros included; so does one whose input is all zero in a model
+    without neurons, where nothing shows that it takes spikes. Taps that fall into the padding (of
+    zeros) are counted in neither. The counts are made from the actual spikes, not from rates, in
+    eval mode. Other kinds of layer are not counted.
 
     The energy is an estimate for arithmetic alone: 32-bit floating point, 45 nm (Horowitz 2014).
     It leaves out memory traffic, which dominates on real chips, the neurons' own updates (one
@@ -152,13 +164,16 @@ def operations(model: nn.Module, images: Float[Tensor, "B ..."]) -> Cost:
     """
     _check_some(images)
     costs: list[LayerCost] = []
+    batch = images.shape[_batch_axis(images)]
+    has_neurons = any(isinstance(m, LIF) for m in model.modules())
 
     def count(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
             x = inputs[0]
-            spiking = bool(((x == 0) | (x == 1)).all()) and bool(x.any())
+            binary = bool(((x == 0) | (x == 1)).all())
+            spiking = binary and (has_neurons or bool(x.any()))
             used = x if spiking else torch.ones_like(x)
-            total = _fan_out(module, used) / len(images)
+            total = _fan_out(module, used) / batch
             costs.append(LayerCost(name, 0.0 if spiking else total, total if spiking else 0.0))
 
         return hook
@@ -176,6 +191,11 @@ def operations(model: nn.Module, images: Float[Tensor, "B ..."]) -> Cost:
         for hook in hooks:
             hook.remove()
     return Cost(costs)
+
+
+def _batch_axis(images: Tensor) -> int:
+    """1 for event frames `[T, B, C, H, W]`, else 0."""
+    return 1 if images.dim() == 5 else 0
 
 
 def _check_some(images: Tensor) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from safetensors.torch import load as load_weights
 from torch import Tensor, nn
 
-from ._assets import read, read_json
+from ._assets import damaged, read, read_json
 from .lif import LIF, check_timesteps, repeat
 
 
@@ -24,7 +25,7 @@ class Frames(nn.Sequential):
     Batch norm inside sees all `T * B` frames as one batch.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*L C H W"]) -> Float[Tensor, "*L D H2 W2"]:
         return super().forward(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
 
 
@@ -55,12 +56,13 @@ class Block(nn.Module):
             self.shortcut: nn.Module = nn.Identity()
         else:
             self.shortcut = Frames(
-                nn.AvgPool2d(stride),
+                # Rounds an odd size up, as the convolution beside it does.
+                nn.AvgPool2d(stride, ceil_mode=True),
                 nn.Conv2d(inputs, outputs, 1, bias=False),
                 nn.BatchNorm2d(outputs),
             )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*L C H W"]) -> Float[Tensor, "*L D H2 W2"]:
         return self.act2(self.conv2(self.act1(self.conv1(x))) + self.shortcut(x))
 
 
@@ -137,7 +139,7 @@ class ResNet(nn.Module):
         else:
             self.head = nn.Sequential(nn.Linear(width, head_width), nn.Linear(head_width, classes))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Image to logits.
 
         Teacher: `[B, C, H, W]` to logits `[B, K]`. Student: `[B, C, H, W]`, shown at every
@@ -145,7 +147,7 @@ class ResNet(nn.Module):
         `[T, B, K]`; their mean over T is the prediction.
 
         Raises:
-            ValueError: a wrong number of axes or of channels.
+            ValueError: a wrong number of axes or of channels, or an input that is not finite.
         """
         ranks = (4,) if self.timesteps is None else (4, 5)
         if x.dim() not in ranks or x.shape[-3] != self.in_channels:
@@ -154,6 +156,9 @@ class ResNet(nn.Module):
                 f"input: got shape {list(x.shape)}, wanted [B, C, H, W]{frames} "
                 f"with C = {self.in_channels}"
             )
+        # A NaN never crosses a threshold: it would end in the first neurons, and nobody would see.
+        if not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
+            raise ValueError("input: got NaN or infinity, wanted finite numbers")
         # The stem sees a still image once, not T times: its output is the same at every step.
         x = self.stem(x)
         if self.timesteps is not None and x.dim() == 4:
@@ -222,7 +227,7 @@ def record(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, ".
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            kept[name] = output
+            kept[name] = output.clone()  # the next layer may write over it: ReLU(inplace=True)
 
         return hook
 
@@ -238,19 +243,24 @@ def record(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, ".
 def pretrained(name: str) -> ResNet:
     """One of the small networks that come with the library, in eval mode.
 
-    `"teacher"` (ANN), and three students: `"label-only"`, `"samd"` (labels and SAMD) and
-    `"distilled"` (the whole loss). All are `resnet8`, trained on cluttered Fashion-MNIST by
-    `experiments/train_shipped.py`; `assets/weights.json` holds their scores. Chapters 0 and 3.2.
+    `"teacher"` (ANN), and four students: `"label-only"`, `"samd"` (labels and SAMD), `"nld"`
+    (labels and NLD) and `"distilled"` (the whole loss). All are `resnet8`, trained on cluttered
+    Fashion-MNIST by `experiments/train_shipped.py`; `assets/shipped.csv` holds their scores.
+    Chapters 0 and 3.2.
 
     Raises:
         ValueError: an unknown name, or a damaged file.
         FileNotFoundError: a missing file.
     """
-    known = read_json("weights.json")
+    manifest = read_json("weights.json")
+    try:
+        known = {n: (e["file"], e["sha256"], e["timesteps"]) for n, e in manifest.items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(damaged("weights.json")) from error
     if name not in known:
         raise ValueError(f"pretrained: got {name!r}, wanted one of {', '.join(known)}")
-    entry = known[name]
-    weights = read(entry["file"], entry["sha256"])
-    model = resnet8(timesteps=entry["timesteps"])
+    file, sha256, timesteps = known[name]
+    weights = read(file, sha256)
+    model = resnet8(timesteps=timesteps)
     model.load_state_dict(load_weights(weights))
     return model.eval()

@@ -1,14 +1,14 @@
 """Where a network looks: CAM, Grad-CAM, the spike activation map, and scores for maps.
 
 A map is `[B, H, W]`: one number a position, in the units of what it sums. Chapter 3.2 builds the
-teacher's and the student's map in plain lines.
+teacher's and the student's map in plain lines. A tensor of the wrong dtype is a TypeError.
 """
 
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from .networks import layer as find_layer
@@ -29,8 +29,8 @@ def check_maps(**maps: Tensor) -> None:
         )
 
 
-def check_target(target: Tensor, batch: int, classes: int) -> None:
-    """Raise where labels are not B whole numbers from 0 to K - 1."""
+def check_target(target: Tensor, batch: int, classes: int) -> Integer[Tensor, " B"]:
+    """The labels as int64; raise where they are not B whole numbers from 0 to K - 1."""
     if target.shape != (batch,):
         raise ValueError(f"labels: got shape {list(target.shape)}, wanted [{batch}]")
     if target.is_floating_point() or target.dtype == torch.bool:
@@ -40,12 +40,20 @@ def check_target(target: Tensor, batch: int, classes: int) -> None:
             f"labels: got values from {int(target.min())} to {int(target.max())}, "
             f"wanted 0 to {classes - 1}"
         )
+    # Bytes would be taken for a mask, and other kinds refused, where labels pick rows.
+    return target.long()
+
+
+def _finite(what: str, x: Tensor) -> Tensor:
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{what}: got NaN or infinity, wanted finite numbers")
+    return x
 
 
 def cam(
     features: Float[Tensor, "B C H W"],
     weight: Float[Tensor, "K C"],
-    target: Int[Tensor, " B"],
+    target: Integer[Tensor, " B"],
     *,
     relu: bool = True,
 ) -> Float[Tensor, "B H W"]:
@@ -61,7 +69,7 @@ def cam(
         relu: keep only what speaks for the class.
 
     Raises:
-        ValueError: channels that do not match, labels out of range.
+        ValueError: channels that do not match, labels out of range, or values that are not finite.
 
     Source: Zhou et al. 2016 (CVPR), arXiv 1512.04150. Chapter 3.2.
     """
@@ -70,8 +78,8 @@ def cam(
             f"features and weight: got {list(features.shape)} and {list(weight.shape)}, "
             "wanted [B, C, H, W] and [K, C] with one C"
         )
-    check_target(target, len(features), len(weight))
-    maps = torch.einsum("bchw,bc->bhw", features, weight[target])
+    target = check_target(target, len(features), len(weight))
+    maps = _finite("cam", torch.einsum("bchw,bc->bhw", features, weight[target]))
     return maps.relu() if relu else maps
 
 
@@ -79,7 +87,7 @@ def grad_cam(
     model: nn.Module,
     layer: str,
     images: Float[Tensor, "B ..."],
-    target: Int[Tensor, " B"] | None = None,
+    target: Integer[Tensor, " B"] | None = None,
     *,
     relu: bool = True,
 ) -> tuple[Float[Tensor, "B H W"], Float[Tensor, "B K"]]:
@@ -106,7 +114,8 @@ def grad_cam(
 
     Raises:
         ValueError: no such layer (near names are listed), features that are not `[B, C, H, W]`,
-            logits that do not depend on the layer, labels out of range.
+            logits that do not depend on the layer, labels out of range, or values that are not
+            finite.
 
     Source: Selvaraju et al. 2017 (ICCV), arXiv 1610.02391. Chapter 3.2.
     """
@@ -140,7 +149,7 @@ def grad_cam(
                 )
             if target is None:
                 target = logits.argmax(1)
-            check_target(target, *logits.shape)
+            target = check_target(target, *logits.shape)
             score = logits.gather(1, target[:, None]).sum()
             gradient = None
             if score.requires_grad:
@@ -149,8 +158,11 @@ def grad_cam(
                 raise ValueError(f"grad_cam: the logits do not depend on layer {layer!r}")
     finally:
         hook.remove()
-    features = features.detach()
-    maps = (gradient.mean((2, 3), keepdim=True) * features).sum(1)
+    # Under autocast both may be in half precision, too coarse for a sum of products.
+    wide = torch.promote_types(features.dtype, torch.float32)
+    weight = gradient.to(wide).mean((2, 3), keepdim=True)
+    maps = (weight * features.detach().to(wide)).sum(1)
+    _finite("grad_cam", maps.sum() + logits.detach().sum())
     return maps.relu() if relu else maps, logits.detach()
 
 
@@ -172,7 +184,7 @@ def spike_map(
         per_step: one map a timestep, `[T, B, H, W]`, each reduced over channels only.
 
     Raises:
-        ValueError: not five axes, or no timestep.
+        ValueError: not five axes, no timestep, or spikes that are not finite.
 
     Source: CKDSNN (arXiv 2511.06902), as read in its public summaries. Chapter 3.2.
     """
@@ -183,7 +195,8 @@ def spike_map(
     axes = (2,) if per_step else (0, 2)
     # Half precision cannot count past 256 (bf16) or 2,048 (fp16) spikes.
     wide = torch.promote_types(spikes.dtype, torch.float32)
-    return (spikes.sum if reduce == "sum" else spikes.mean)(axes, dtype=wide)
+    maps = (spikes.sum if reduce == "sum" else spikes.mean)(axes, dtype=wide)
+    return _finite("spikes", maps)
 
 
 def pointing_game(
@@ -263,8 +276,7 @@ def rank_correlation(a: Float[Tensor, "B H W"], b: Float[Tensor, "B H W"]) -> Fl
     check_maps(a=a, b=b)
     ranks = []
     for name, m in (("a", a), ("b", b)):
-        if not bool(m.isfinite().all()):
-            raise ValueError(f"map {name}: got NaN or infinity, wanted finite numbers")
+        _finite(f"map {name}", m)
         flat = m.flatten(1).contiguous()
         ordered = flat.sort(1).values
         below = torch.searchsorted(ordered, flat)
@@ -284,8 +296,7 @@ def _at_mask_size(maps: Tensor, masks: Tensor) -> Tensor:
         )
     if masks.dtype != torch.bool:
         raise TypeError(f"masks: got {masks.dtype}, wanted torch.bool")
-    if not bool(maps.isfinite().all()):
-        raise ValueError("maps: got NaN or infinity, wanted finite numbers")
+    _finite("maps", maps)
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
     if maps.shape[1:] == masks.shape[1:]:
         return maps

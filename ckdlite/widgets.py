@@ -49,13 +49,13 @@ def explorer(
     Raises TypeError or ValueError when a text is missing, an axis is empty, a start is not among
     its values, ``draw`` returns no figure, or the pictures are too many or too heavy for a page.
     """
-    caption = figures.text("caption", caption)
+    caption = figures._text("caption", caption)
     for name, function in (("draw", draw), ("alt", alt)):
         if not callable(function):
             raise TypeError(f"{name} must be a function, got {type(function).__name__}")
     if not axes:
         raise ValueError("an explorer needs at least one axis, for example beta=[0.5, 0.9]")
-    axes = {name: options(name, values) for name, values in axes.items()}
+    axes = {name: _options(name, values) for name, values in axes.items()}
     labels, start = dict(labels or {}), dict(start or {})
     for what, given in (("labels", labels), ("start", start)):
         if unknown := sorted(set(given) - set(axes)):
@@ -66,7 +66,7 @@ def explorer(
             f"{count} pictures are too many for a page, at most {MAX_FRAMES}: give fewer values"
         )
 
-    position = {name: locate(name, shown, start) for name, shown in axes.items()}
+    position = {name: _locate(name, shown, start) for name, shown in axes.items()}
     sliders = {
         name: ipywidgets.SelectionSlider(
             options=list(shown.items()),
@@ -78,29 +78,35 @@ def explorer(
         )
         for name, shown in axes.items()
     }
-    frames = Frames(draw, alt, axes)
     default = tuple(position.values())
+    frames = _Frames(draw, alt, axes, default)
     if hasattr(ipywidgets, "Stack"):
-        pictures = stacked(frames, sliders, axes, default)
+        pictures = _stacked(frames, sliders, axes, default)
         if frames.bytes > MAX_BYTES:
             raise ValueError(
                 f"the {count} pictures take {frames.bytes:,} bytes, a page can hold {MAX_BYTES:,}: "
                 "give fewer values, a smaller figure or fewer details"
             )
     else:
-        pictures = redrawn(frames, sliders, default)
+        pictures = _redrawn(frames, sliders, default)
     box = ipywidgets.VBox([*sliders.values(), pictures])
     box.add_class("ckd-explorer")
-    publish(box, frames.tag(default), caption, axes, labels, default)
+    _publish(box, frames.still, caption, axes, labels, default)
 
 
-class Frames:
-    """The pictures of an explorer, each drawn once; ``bytes`` is what they weigh in the page."""
+class _Frames:
+    """The pictures of an explorer, each drawn once; ``bytes`` is what they weigh in the page.
 
-    def __init__(self, draw: Callable, alt: Callable, axes: Mapping[str, Mapping]):
+    ``still`` is the one at ``default`` once more, hidden, for print and without scripts.
+    """
+
+    def __init__(
+        self, draw: Callable, alt: Callable, axes: Mapping[str, Mapping], default: tuple[int, ...]
+    ):
         self.draw, self.alt = draw, alt
         self.values = {name: list(shown.values()) for name, shown in axes.items()}
         self.tags: dict[tuple[int, ...], str] = {}
+        self.default, self.still = default, ""
         self.bytes = 0
 
     def tag(self, index: tuple[int, ...]) -> str:
@@ -110,19 +116,22 @@ class Frames:
                 name: choices[at]
                 for (name, choices), at in zip(self.values.items(), index, strict=True)
             }
-            description = figures.text(f"alt({values})", self.alt(**values))
+            description = figures._text(f"alt({values})", self.alt(**values))
             fig = self.draw(**values)
             if not isinstance(fig, figures.Figure):
                 raise TypeError(
                     f"draw must return a matplotlib Figure, got {type(fig).__name__} for {values}"
                 )
-            self.tags[index] = figures.image_tag(fig, description, SCALE, COLOURS)
+            self.tags[index] = figures._image_tag(fig, description, SCALE, COLOURS)
+            if index == self.default:
+                hidden = "display:none;"
+                self.still = figures._image_tag(fig, description, SCALE, COLOURS, css=hidden)
             figures.plt.close(fig)
             self.bytes += len(self.tags[index])
         return self.tags[index]
 
 
-def stacked(frames: Frames, sliders: Mapping, axes: Mapping, default: tuple[int, ...]):
+def _stacked(frames: _Frames, sliders: Mapping, axes: Mapping, default: tuple[int, ...]):
     """Stacks within stacks, one level an axis, linked to the sliders in the page itself."""
     # One layout and one style for all pictures: each would cost the page a few hundred bytes.
     layout = ipywidgets.Layout(width="100%", margin="0")
@@ -144,7 +153,7 @@ def stacked(frames: Frames, sliders: Mapping, axes: Mapping, default: tuple[int,
     return level(())
 
 
-def redrawn(frames: Frames, sliders: Mapping, default: tuple[int, ...]):
+def _redrawn(frames: _Frames, sliders: Mapping, default: tuple[int, ...]):
     """One picture that the kernel replaces when a slider moves."""
     picture = ipywidgets.HTML(frames.tag(default), layout=ipywidgets.Layout(width="100%"))
 
@@ -156,7 +165,7 @@ def redrawn(frames: Frames, sliders: Mapping, default: tuple[int, ...]):
     return picture
 
 
-def publish(box, picture: str, caption: str, axes: Mapping, labels: Mapping, default) -> None:
+def _publish(box, still: str, caption: str, axes: Mapping, labels: Mapping, default) -> None:
     """Display the explorer, then its caption with a still picture for print and without scripts.
 
     The still picture is hidden where nothing but a notebook shows it; the style sheet of the book
@@ -182,7 +191,6 @@ def publish(box, picture: str, caption: str, axes: Mapping, labels: Mapping, def
         },
         raw=True,
     )
-    still = picture.replace('style="', 'style="display:none;', 1)
     display(
         {
             "text/html": (
@@ -196,7 +204,7 @@ def publish(box, picture: str, caption: str, axes: Mapping, labels: Mapping, def
     )
 
 
-def options(name: str, values) -> dict[str, object]:
+def _options(name: str, values) -> dict[str, object]:
     """An axis as a mapping from the text shown to the value."""
     if isinstance(values, Mapping):
         shown = {str(key): value for key, value in values.items()}
@@ -215,7 +223,7 @@ def options(name: str, values) -> dict[str, object]:
     return shown
 
 
-def locate(name: str, shown: Mapping[str, object], start: Mapping[str, object]) -> int:
+def _locate(name: str, shown: Mapping[str, object], start: Mapping[str, object]) -> int:
     """The position an axis starts at."""
     if name not in start:
         return 0

@@ -9,12 +9,13 @@ scenes that meet its condition, the one with the highest score is taken. No clas
 import json
 
 import torch
+from train_shipped import maps
 
 from ckdlite._assets import FOLDER
 from ckdlite.data import CLASSES, cluttered, normalise
 from ckdlite.measure import predict
-from ckdlite.networks import pretrained, record
-from ckdlite.saliency import grad_cam, mask_overlap, pointing_game, spike_map
+from ckdlite.networks import pretrained
+from ckdlite.saliency import mask_overlap, pointing_game
 
 STUDENTS = ("label-only", "samd", "distilled")
 
@@ -26,16 +27,11 @@ def main() -> None:
     for name in ("teacher", *STUDENTS):
         net = pretrained(name)
         probability = predict(net, images).softmax(1)
-        if name == "teacher":
-            maps = grad_cam(net, "stage3", images, labels)[0]
-        else:
-            with torch.no_grad(), record(net, "stage3") as features:
-                net(images)
-            maps = spike_map(features["stage3"])
+        looks = maps(net, images, labels)
         right[name] = probability.argmax(1) == labels
         sure[name] = probability.gather(1, labels[:, None])[:, 0]
-        hit[name] = pointing_game(maps, masks) > 0.5
-        share[name] = mask_overlap(maps, masks)
+        hit[name] = pointing_game(looks, masks) > 0.5
+        share[name] = mask_overlap(looks, masks)
 
     everyone = torch.stack([right[n] for n in right]).all(0)
     gain = share["samd"] - share["label-only"]

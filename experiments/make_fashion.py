@@ -69,8 +69,7 @@ def make_items(folder):
         for name, part in zip(
             PIECES[split], np.split(images[places], len(PIECES[split])), strict=True
         ):
-            raw = part.tobytes()
-            packed = lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)
+            packed = lzma.compress(part.tobytes(), preset=9 | lzma.PRESET_EXTREME)
             assert len(packed) < LARGEST_PIECE
             total += len(packed)
             (FOLDER / name).write_bytes(packed)
@@ -79,7 +78,6 @@ def make_items(folder):
                     "name": name,
                     "items": len(part),
                     "sha256": hashlib.sha256(packed).hexdigest(),
-                    "raw_sha256": hashlib.sha256(raw).hexdigest(),
                 }
             )
             print(f"{name}: {len(part)} items, {len(packed)} bytes")

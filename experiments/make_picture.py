@@ -5,12 +5,11 @@ python experiments/make_picture.py
 
 from pathlib import Path
 
-import torch
+from train_shipped import maps
 
 from ckdlite import data, figures
 from ckdlite.measure import predict
-from ckdlite.networks import pretrained, record
-from ckdlite.saliency import grad_cam, spike_map
+from ckdlite.networks import pretrained
 
 PICTURE = Path(__file__).parent.parent / "book" / "figures" / "gaze.png"
 SCENES = ("lost in clutter", "label-only wrong", "SAMD moves")
@@ -20,14 +19,11 @@ def main() -> None:
     figures.style()
     scenes, names = data.cast()
     images = data.normalise(scenes.images)
-    teacher = pretrained("teacher")
-    gazes = {"teacher": grad_cam(teacher, "stage3", images, scenes.labels)[0]}
-    answers = {"teacher": predict(teacher, images).argmax(1)}
-    for name in ("label-only", "distilled"):
-        student = pretrained(name)
-        with torch.no_grad(), record(student, "stage3") as features:
-            answers[name] = student(images).mean(0).argmax(1)
-        gazes[name] = spike_map(features["stage3"])
+    gazes, answers = {}, {}
+    for name in ("teacher", "label-only", "distilled"):
+        net = pretrained(name)
+        gazes[name] = maps(net, images, scenes.labels)
+        answers[name] = predict(net, images).argmax(1)
 
     fig, axes = figures.plt.subplots(3, 4, figsize=(6.4, 5.6))
     for row, scene in zip(axes, SCENES, strict=True):

@@ -3,11 +3,12 @@
     python experiments/train_shipped.py                # on 2 CPU cores: two hours a seed
     python experiments/train_shipped.py --device cuda  # minutes
 
-One teacher and three students, three seeds each: `label-only` learns from labels, `samd` from
-labels and SAMD, `distilled` from the whole loss. All see the same images in the same order. Each
-epoch shows the 14,000 training items in new scenes. Every run adds one row to
-`ckdlite/assets/shipped.csv` as it ends, and a run that has a row is not repeated: remove the
-file and the folder `experiments/work` to start afresh. Seed 0 is what the chapters load.
+One teacher and four students, three seeds each: `label-only` learns from labels, `samd` from labels
+and SAMD, `nld` from labels and NLD, `distilled` from the whole loss. All see the same images in the
+same order; each epoch shows the 14,000 training items in new scenes. Weights and scores are kept in
+the folder `experiments/work` as each run ends; a run that is there is not repeated, so a stopped
+command goes on where it was. When all are there, the scores of all runs and the weights of seed 0,
+which the chapters load, are copied into the package.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import csv
 import hashlib
 import json
 import time
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 
 from ckdlite._assets import FOLDER
 from ckdlite.data import Scenes, cluttered, normalise
-from ckdlite.distill import ckd, samd
+from ckdlite.distill import ckd, nld, samd
 from ckdlite.measure import accuracy, firing_rates, predict
 from ckdlite.networks import record, resnet8
 from ckdlite.saliency import (
@@ -38,12 +40,11 @@ from ckdlite.saliency import (
 )
 
 HERE = Path(__file__).parent
-RESULTS = FOLDER / "shipped.csv"
-NETWORKS = ("teacher", "label-only", "samd", "distilled")
+NETWORKS = ("teacher", "label-only", "samd", "nld", "distilled")
 SEEDS = (0, 1, 2)
 TIMESTEPS, EPOCHS, BATCH, RATE = 4, 20, 128, 0.1
-# The students' weight decay is the paper's; the teacher, which learns longest, has a stronger one.
-DECAY = {"teacher": 5e-4, "label-only": 1e-4, "samd": 1e-4, "distilled": 1e-4}
+# The students' weight decay is the paper's. The teacher has a stronger one, usual for ResNets.
+DECAY = {name: 5e-4 if name == "teacher" else 1e-4 for name in NETWORKS}
 STAGE = "stage3"
 COLUMNS = (
     "network seed accuracy pointing_game mask_overlap divergence rank_correlation firing_rate "
@@ -67,6 +68,8 @@ def loss(name: str, net: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor) ->
     student_map = spike_map(features[STAGE])
     if name == "samd":
         return F.cross_entropy(logits, y) + samd(student_map, teacher_map)
+    if name == "nld":
+        return F.cross_entropy(logits, y) + nld(logits, teacher_logits)
     return ckd(logits, student_map, teacher_logits, teacher_map, y).total
 
 
@@ -127,77 +130,93 @@ def score(net: nn.Module, teacher: nn.Module, device: str) -> dict[str, float]:
     }
 
 
-def rows() -> dict[tuple[str, int], dict[str, str]]:
-    if not RESULTS.exists():
+def read_rows(work: Path) -> dict[tuple[str, int], dict[str, str]]:
+    """The runs that have ended: their row is written after their weights."""
+    if not (work / "runs.csv").exists():
         return {}
-    with RESULTS.open(newline="") as file:
+    with (work / "runs.csv").open(newline="") as file:
         return {(row["network"], int(row["seed"])): row for row in csv.DictReader(file)}
 
 
-def add_row(row: dict[str, object]) -> None:
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]], mode: str = "w") -> None:
+    with path.open(mode, newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
+        if not file.tell():
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerows(rows)
 
 
-def ship(name: str, weights: Path, row: dict[str, str]) -> None:
-    """Copy seed 0's weights into the package, with the scores that they must reproduce."""
-    file = f"{name}.safetensors"
-    (FOLDER / file).write_bytes(weights.read_bytes())
-    manifest = FOLDER / "weights.json"
-    known = json.loads(manifest.read_text()) if manifest.exists() else {}
-    known[name] = {
-        "file": file,
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "network": "resnet8",
-        "timesteps": None if name == "teacher" else TIMESTEPS,
-        "test_accuracy": round(float(row["accuracy"]), 4),
-        "test_pointing_game": round(float(row["pointing_game"]), 4),
-    }
-    ordered = {key: known[key] for key in NETWORKS if key in known}
-    manifest.write_text(json.dumps(ordered, indent=2) + "\n")
+def ship(work: Path) -> None:
+    """Copy all scores, and seed 0's weights with the scores they must reproduce."""
+    rows = read_rows(work)
+    ordered = sorted(rows, key=lambda key: (key[1], NETWORKS.index(key[0])))
+    write_rows(FOLDER / "shipped.csv", [rows[key] for key in ordered])
+    manifest = {}
+    for name in NETWORKS:
+        weights = (work / f"{name}-0.safetensors").read_bytes()
+        (FOLDER / f"{name}.safetensors").write_bytes(weights)
+        manifest[name] = {
+            "file": f"{name}.safetensors",
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            "timesteps": None if name == "teacher" else TIMESTEPS,
+            "test_accuracy": float(rows[name, 0]["accuracy"]),
+            "test_pointing_game": float(rows[name, 0]["pointing_game"]),
+        }
+    (FOLDER / "weights.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 0 1 2")
+    parser.add_argument(
+        "--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="default: all"
+    )
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default: {EPOCHS}")
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where weights are kept")
     options = parser.parse_args()
     options.work.mkdir(exist_ok=True)
     for seed in options.seeds:
         teacher = build("teacher").to(options.device)
-        for name in NETWORKS:
+        for name in ("teacher", *(n for n in options.networks if n != "teacher")):
             weights = options.work / f"{name}-{seed}.safetensors"
-            if (name, seed) not in rows():
-                print(f"{name}, seed {seed}")
-                start = time.perf_counter()
-                net = train(name, seed, teacher, options.epochs, options.device)
-                seconds = round(time.perf_counter() - start)
-                state = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
-                save_file(state, weights)
-                scores = score(net, net if name == "teacher" else teacher, options.device)
-                on = torch.cuda.get_device_name() if options.device == "cuda" else options.device
-                add_row(
-                    {
-                        "network": name,
-                        "seed": seed,
-                        **{key: f"{value:.4f}" for key, value in scores.items()},
-                        "epochs": options.epochs,
-                        "seconds": seconds,
-                        "device": on,
-                        "torch": torch.__version__,
-                    }
+            done = read_rows(options.work).get((name, seed))
+            if done and int(done["epochs"]) != options.epochs:
+                parser.error(
+                    f"{options.work} holds {name}, seed {seed}, of {done['epochs']} epochs and not "
+                    f"{options.epochs}: give another folder with --work, or remove it"
                 )
+            if not done:
+                row = run(name, seed, teacher, options.epochs, options.device, weights)
+                write_rows(options.work / "runs.csv", [row], "a")
             if name == "teacher":
                 teacher.load_state_dict(load_file(weights))
                 teacher.eval()
-            if seed == 0:
-                ship(name, weights, rows()[name, seed])
+    if all((name, seed) in read_rows(options.work) for name in NETWORKS for seed in SEEDS):
+        ship(options.work)
+    else:
+        print("Not all runs are there: the package keeps the networks that it has.")
+
+
+def run(
+    name: str, seed: int, teacher: nn.Module, epochs: int, device: str, weights: Path
+) -> dict[str, object]:
+    """Train one network, keep its weights, and return its row."""
+    print(f"{name}, seed {seed}")
+    start = time.perf_counter()
+    net = train(name, seed, teacher, epochs, device)
+    seconds = round(time.perf_counter() - start)
+    save_file({key: value.cpu().contiguous() for key, value in net.state_dict().items()}, weights)
+    scores = score(net, net if name == "teacher" else teacher, device)
+    return {
+        "network": name,
+        "seed": seed,
+        **{key: f"{value:.4f}" for key, value in scores.items()},
+        "epochs": epochs,
+        "seconds": seconds,
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "torch": torch.__version__,
+    }
 
 
 if __name__ == "__main__":

@@ -164,6 +164,22 @@ def complaints(browser) -> list[str]:
     return [e["message"] for e in browser.get_log("browser") if e["level"] in {"SEVERE", "WARNING"}]
 
 
+def outside(addresses: list[str], origin: str) -> list[str]:
+    """The addresses that lie outside the served folder."""
+    inside = (f"{origin}/", "data:", "blob:", "about:")
+    return [address for address in addresses if not address.startswith(inside)]
+
+
+def explorers_in(page: str) -> int:
+    """How many explorers the cells of a chapter display."""
+    chapter = ROOT / f"{page}.ipynb"
+    if not chapter.exists():
+        return 0
+    cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
+    code = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return sum(source.count("widgets.explorer(") for source in code)
+
+
 SHOWN = """
 const explorer = document.querySelectorAll('.ckd-explorer')[arguments[0]];
 const shown = [...explorer.querySelectorAll('img')].filter((picture) => picture.offsetParent);
@@ -193,8 +209,11 @@ def test_every_slider_moves_by_keyboard(browser, origin, page):
     from selenium.webdriver.common.keys import Keys
 
     screen(browser, 1280, 900)
+    browser.get("about:blank")
+    requests(browser), complaints(browser)
     visit(browser, f"{origin}/{page}.html")
     explorers = browser.find_elements(By.CSS_SELECTOR, ".ckd-explorer")
+    assert len(explorers) == explorers_in(page)
     for number, explorer in enumerate(explorers):
         browser.execute_script(WATCH, number)
         for handle in explorer.find_elements(By.CSS_SELECTOR, "[role=slider]"):
@@ -221,6 +240,9 @@ def test_every_slider_moves_by_keyboard(browser, origin, page):
                 f"{page}, explorer {number}: {len(times)} keys, median "
                 f"{times[len(times) // 2]:.0f} ms, slowest {times[-1]:.0f} ms"
             )
+    asked = requests(browser)
+    assert asked, "the log of requests is empty"
+    assert outside(asked, origin) == []
     assert complaints(browser) == []
 
 
@@ -250,16 +272,14 @@ def test_nothing_is_asked_of_anyone_else_and_the_console_is_clean(browser, origi
     time.sleep(0.3)
     asked = requests(browser)
     assert asked, "the log of requests is empty"
-    inside = (f"{origin}/", "data:", "blob:", "about:")
-    assert [address for address in asked if not address.startswith(inside)] == []
+    assert outside(asked, origin) == []
     assert complaints(browser) == []
 
     files = {urlsplit(address).path for address in asked if address.startswith(origin)}
     sizes = [(SITE / unquote(path).lstrip("/")).read_bytes() for path in files]
-    print(
-        f"{page}: {len(files)} files, {sum(map(len, sizes)):,} bytes, "
-        f"{sum(len(gzip.compress(size)) for size in sizes):,} compressed"
-    )
+    compressed = sum(len(gzip.compress(size)) for size in sizes)
+    print(f"{page}: {len(files)} files, {sum(map(len, sizes)):,} bytes, {compressed:,} compressed")
+    assert compressed <= WEIGHT
 
 
 @in_browser
@@ -274,6 +294,11 @@ def test_no_sideways_scrolling_on_a_phone(browser, origin, page, theme):
     )
     assert screen_width == 390, f"{page}: the page made the screen {screen_width} pixels wide"
     assert wide <= 390
+    cut = browser.execute_script(
+        "return [...document.querySelectorAll('.cell_output .stream pre')]"
+        ".filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.textContent)"
+    )
+    assert cut == [], f"{page}: what a cell printed is cut at the right"
 
 
 STILLS = """
@@ -289,7 +314,9 @@ return [...document.querySelectorAll('.ckd-static img')].map((picture) => {
 def test_still_picture_stands_in_on_paper(browser, origin, page):
     screen(browser, 1280, 900)
     visit(browser, f"{origin}/{page}.html")
-    assert not any(browser.execute_script(STILLS)), "on screen the explorer alone is shown"
+    stills = browser.execute_script(STILLS)
+    assert len(stills) == explorers_in(page)
+    assert not any(stills), "on screen the explorer alone is shown"
     screen(browser, 1280, 900, media="print")
     assert all(browser.execute_script(STILLS))
     assert not browser.execute_script(
@@ -308,6 +335,7 @@ def test_still_picture_stands_in_without_scripts(browser, origin, page):
         stills = browser.execute_cdp_cmd(
             "DOM.querySelectorAll", {"nodeId": root, "selector": ".ckd-static img"}
         )["nodeIds"]
+        assert len(stills) == explorers_in(page)
         for still in stills:
             box = browser.execute_cdp_cmd("DOM.getBoxModel", {"nodeId": still})["model"]
             assert box["width"] > 100 and box["height"] > 50

@@ -80,8 +80,50 @@ WRONG = [
     (checks.smallest_current, lambda d, th: th * d, "what leaks away"),
     (checks.smallest_current, lambda d, th: th / (1 - d), "do not divide"),
     (checks.smallest_current, lambda d, th: 1 - d, "not always 1"),
+    (checks.leaky_sum, lambda x, d: leaky(x, 1 - d), "the wrong side"),
+    (checks.lif_step, lambda u, x, d, th: hard_step(u, x, 1.0, th), "does not leak"),
+    (checks.lif_step, lambda u, x, d, th: hard_step(u, x, d, 1.0), "not always 1"),
+    (
+        checks.lif_step,
+        lambda u, x, d, th: (float(u > th), 0.0 if u > th else d * u + x),
+        "read from the old potential",
+    ),
     (checks.steps_to_fire, lambda *a: closed_form(*a) - 1, "counts as 1"),
-    (checks.steps_to_fire, lambda x, d, th: math.ceil(th / x), "leak is left out"),
+    (
+        checks.steps_to_fire,
+        lambda x, d, th: closed_form(x * (1 + 1e-9), d, th),
+        "equal to the threshold",
+    ),
+    (
+        checks.steps_to_fire,
+        lambda *a: None if closed_form(*a) == math.inf else closed_form(*a),
+        "for 0.3, 0.5, 1.0 nothing came back",
+    ),
+    (checks.spike_map, lambda s: s.mean(0).sum(1), "time is averaged"),
+    (checks.spike_map, lambda s: s.amax((0, 2)), "only where"),
+    (checks.spike_map, lambda s: 2 * s.sum((0, 2)), "the shape is right, the values are not"),
+    (
+        checks.to_distribution,
+        lambda m, t: F.softmax(m.flatten() / t, 0).view_as(m),
+        "the whole batch",
+    ),
+    (checks.to_distribution, lambda m, t: softmax_map(m, t).log(), "logarithms"),
+    (
+        checks.divergence,
+        lambda s, t, T: T * kl(softmax_map(t, T), softmax_map(s, T)),
+        "not the temperature",
+    ),
+    (
+        checks.divergence,
+        lambda s, t, T: -(T**2) * (softmax_map(t, T) * softmax_map(s, T).log()).sum((1, 2)).mean(),
+        "cross-entropy",
+    ),
+    (
+        checks.divergence,
+        lambda s, t, T: T**2 * kl(softmax_map(t, T), softmax_map(s, T)) * len(s),
+        "the batch is summed",
+    ),
+    (checks.steps_to_fire, lambda x, d, th: math.floor(th / x) + 1, "leak is left out"),
     (
         checks.steps_to_fire,
         lambda *a: -1 if closed_form(*a) == math.inf else closed_form(*a),
@@ -148,5 +190,6 @@ def test_what_is_ignored(capsys):
     assert "a factor cancels" in said(capsys, check, right | {"zscore": {"shift"}})
     assert "'scale' is not one of" in said(capsys, check, right | {"none": {"scale"}})
     assert "none is missing" in said(capsys, check, {k: right[k] for k in list(right)[1:]})
+    assert "'none' has no answer yet" in said(capsys, check, right | {"none": ...})
     for unsolved in (dict.fromkeys(right, ...), {}, None):
         assert said(capsys, check, unsolved).startswith("Not solved yet. Hint: ")

@@ -313,3 +313,13 @@ def test_folder_says_what_is_wrong(pictures):
 def test_manifests_are_plain_json():
     for path in _assets.FOLDER.glob("*.json"):
         json.loads(path.read_text())
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("keep", [0, 100, 400])
+def test_a_damaged_image_is_named(pictures, keep):
+    broken = pictures / "test" / "bee" / "0.jpg"
+    broken.write_bytes(broken.read_bytes()[:keep])
+    test = folder(pictures, "test")
+    with pytest.raises(ValueError, match=r"bee/0\.jpg is damaged or no image"):
+        list(test)

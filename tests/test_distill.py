@@ -624,3 +624,24 @@ def test_bad_total():
         ckd(z, m, z, m, torch.tensor([0.0, 1.0]))
     with pytest.raises(TypeError, match=r"labels: got torch\.bool"):
         ckd(z, m, z, m, torch.tensor([True, False]))
+
+
+@pytest.mark.bad_input
+def test_maps_to_scale_that_are_not_finite():
+    with pytest.raises(ValueError, match="maps: got NaN or infinity"):
+        normalise_maps(torch.full((1, 2, 2), float("inf")))
+
+
+def test_zscore_of_a_tiny_map():
+    m = torch.rand(2, 4, 4)
+    assert_close(normalise_maps(1e-23 * m, "zscore"), normalise_maps(m, "zscore"))
+
+
+def test_labels_of_any_whole_kind():
+    z, m = logits(), maps()
+    labels = torch.arange(len(z)) % z.shape[1]
+    if len(m) == len(z):
+        wanted = ckd(z, m, z, m, labels, nld_options={"strength": 0}).total
+        for kind in (torch.uint8, torch.int16, torch.int32):
+            got = ckd(z, m, z, m, labels.to(kind), nld_options={"strength": 0}).total
+            assert_close(got, wanted)

@@ -518,3 +518,17 @@ def test_current_that_is_not_finite(bad):
 def test_bad_timesteps(timesteps, kind, message):
     with pytest.raises(kind, match=message):
         repeat(torch.ones(2, 3), timesteps)
+
+
+def test_the_surrogate_can_be_changed_later():
+    layer = LIF()
+    layer.surrogate = "arctan"
+    x = torch.full((1, 1), 3.0, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.item() > 0  # the triangle has no slope this far from the threshold
+
+
+@pytest.mark.bad_input
+def test_an_infinite_threshold_is_refused():
+    with pytest.raises(ValueError, match="threshold: got inf, wanted a finite number above 0"):
+        lif(torch.ones(2, 1), threshold=float("inf"))

@@ -331,3 +331,44 @@ def test_accuracy_of_nan_and_of_nothing():
     for measure in (firing_rates, operations):
         with pytest.raises(ValueError, match="wanted a batch of at least one"):
             measure(resnet8(timesteps=2), torch.zeros(0, 3, 32, 32))
+
+
+def test_event_frames_are_counted_by_image():
+    model, x = resnet8(timesteps=4).eval(), torch.randn(6, 3, 16, 16)
+    frames = x.expand(4, 6, 3, 16, 16)
+    assert_close(predict(model, frames, batch_size=4), predict(model, x))
+    # The stem sees every frame, where it sees a still image once: the rest costs the same.
+    still, moving = operations(model, x), operations(model, frames)
+    for one, other in zip(still.layers[1:], moving.layers[1:], strict=True):
+        assert (one.macs, one.acs) == (other.macs, other.acs)
+    assert moving.layers[0].macs == 4 * still.layers[0].macs
+
+
+def test_a_silent_student_costs_no_more_than_a_firing_one():
+    x = torch.randn(2, 3, 16, 16)
+    firing = resnet8(timesteps=2, neuron=lambda: LIF(threshold=0.1)).eval()
+    silent = resnet8(timesteps=2, neuron=lambda: LIF(threshold=1e6)).eval()
+    assert operations(silent, x).microjoules < operations(firing, x).microjoules
+    assert operations(silent, x).acs == 0
+
+
+def test_a_layer_that_is_used_twice_counts_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron = LIF()
+
+        def forward(self, x):
+            return self.neuron(x) + self.neuron(0 * x)
+
+    assert firing_rates(Twice(), torch.full((1, 4), 2.0)) == {"neuron": 0.5}
+
+
+@pytest.mark.bad_input
+def test_labels_that_are_no_labels():
+    with pytest.raises(ValueError, match="labels: got values from -1 to 9, wanted 0 to 2"):
+        accuracy(torch.zeros(2, 3), torch.tensor([-1, 9]))
+    with pytest.raises(TypeError, match="wanted whole numbers"):
+        accuracy(torch.zeros(2, 3), torch.tensor([0.5, 1.0]))
+    with pytest.raises(ValueError, match="logits: got NaN"):
+        entropy(torch.full((2, 3), float("nan")))

@@ -415,3 +415,29 @@ def test_timesteps_changed_to_nonsense():
     model.timesteps = 0
     with pytest.raises(ValueError, match="timesteps: got 0, wanted at least 1"):
         model(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("size", [1, 30, 31, 33])
+def test_odd_sizes(size):
+    x = torch.randn(2, 3, size, size)
+    assert resnet8().eval()(x).shape == (2, 10)
+    assert resnet8(timesteps=2).eval()(x).shape == (2, 2, 10)
+
+
+def test_recorded_values_are_safe_from_the_next_layer():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True))
+    with record(model, "0") as features:
+        model(torch.randn(1, 1, 8, 8))
+    assert features["0"].min() < 0
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("timesteps", [None, 2])
+def test_an_image_that_is_not_finite(bad, timesteps):
+    model = resnet8(timesteps=timesteps)
+    x = torch.randn(2, 3, 8, 8)
+    x[0, 0, 0, 0] = bad
+    with pytest.raises(ValueError, match="input: got NaN or infinity, wanted finite numbers"):
+        model(x)
+    assert model.stem[1].running_mean.isfinite().all()

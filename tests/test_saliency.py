@@ -533,3 +533,35 @@ def test_divergence_of_negative_maps():
     a = torch.rand(2, 3, 3)
     with pytest.raises(ValueError, match="map b: wanted finite numbers, none below 0"):
         map_divergence(a, a - 0.5)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_labels_of_any_whole_kind(kind):
+    weight, features = torch.arange(6.0).view(3, 2), torch.ones(3, 2, 1, 1)
+    assert cam(features, weight, torch.tensor([1, 1, 2], dtype=kind)).flatten().tolist() == [
+        5,
+        5,
+        9,
+    ]
+    model, x = resnet8().eval(), torch.randn(2, 3, 16, 16)
+    maps, _ = grad_cam(model, "stage3", x, torch.tensor([1, 2], dtype=kind))
+    assert torch.equal(maps, grad_cam(model, "stage3", x, torch.tensor([1, 2]))[0])
+
+
+def test_grad_cam_under_autocast_is_summed_in_float32():
+    model, x, y = resnet8().eval(), torch.randn(2, 3, 16, 16), torch.tensor([1, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        maps, _ = grad_cam(model, "stage3", x, y)
+    assert maps.dtype == torch.float32
+
+
+@pytest.mark.bad_input
+def test_maps_of_values_that_are_not_finite():
+    nan, y = float("nan"), torch.tensor([0])
+    with pytest.raises(ValueError, match="cam: got NaN or infinity"):
+        cam(torch.full((1, 2, 3, 3), nan), torch.ones(2, 2), y)
+    with pytest.raises(ValueError, match="spikes: got NaN or infinity"):
+        spike_map(torch.full((1, 1, 2, 3, 3), nan))
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match="grad_cam: got NaN or infinity"):
+        grad_cam(model, "0", torch.full((1, 1, 3, 3), nan), y)

@@ -1,6 +1,7 @@
 """The shipped networks load, are what their manifest says, and score what it says."""
 
 import csv
+import json
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_the_readme_shows_the_measured_scores():
     readme = (_assets.FOLDER.parent.parent / "README.md").read_text(encoding="utf-8")
     for name in WEIGHTS:
         ranges = []
-        for column in ("accuracy", "pointing_game"):
+        for column in ("accuracy", "pointing_game", "mask_overlap"):
             scores = [100 * float(r[column]) for r in runs if r["network"] == name]
             ranges.append(f"{min(scores):.1f} to {max(scores):.1f}")
         assert f" | {' | '.join(ranges)} |\n" in readme
@@ -84,6 +85,39 @@ def test_unknown_missing_and_damaged(tmp_path, monkeypatch):
         pretrained("teacher")
     with pytest.raises(FileNotFoundError, match=r"samd\.safetensors is missing"):
         pretrained("samd")
-    (tmp_path / "weights.json").write_text("{")
-    with pytest.raises(ValueError, match=r"weights\.json is damaged"):
-        pretrained("teacher")
+    for content in ("{", "3", "[]", '{"teacher": {}}', '{"teacher": 3}'):
+        (tmp_path / "weights.json").write_text(content)
+        with pytest.raises(ValueError, match=r"weights\.json is damaged"):
+            pretrained("teacher")
+
+
+@pytest.mark.slow
+def test_the_command_that_remakes_them(tmp_path, monkeypatch):
+    """Small data and one epoch, but the whole command: train, resume, refuse, ship."""
+    import train_shipped
+
+    monkeypatch.setattr(train_shipped, "FOLDER", tmp_path)
+    monkeypatch.setattr(train_shipped, "SEEDS", (0,))
+    monkeypatch.setattr(train_shipped, "cluttered", lambda s, seed=0: cluttered(s, 128, seed=seed))
+    train_shipped.scenes_of.cache_clear()
+    work = tmp_path / "work"
+
+    def command(*words):
+        monkeypatch.setattr(
+            "sys.argv", ["train_shipped", "--work", str(work), "--seeds", "0", *words]
+        )
+        train_shipped.main()
+
+    command("--epochs", "1", "--networks", "teacher", "samd")
+    assert not (tmp_path / "weights.json").exists()  # not all are there yet
+    first = (work / "samd-0.safetensors").read_bytes()
+    command("--epochs", "1")
+    assert (work / "samd-0.safetensors").read_bytes() == first
+    manifest = json.loads((tmp_path / "weights.json").read_text())
+    assert list(manifest) == list(WEIGHTS)
+    monkeypatch.setattr(_assets, "FOLDER", tmp_path)
+    assert pretrained("distilled").timesteps == train_shipped.TIMESTEPS
+    with (tmp_path / "shipped.csv").open() as file:
+        assert [row["network"] for row in csv.DictReader(file)] == list(WEIGHTS)
+    with pytest.raises(SystemExit):
+        command("--epochs", "2")  # other epochs must not pass for these

@@ -134,7 +134,7 @@ def test_still_picture_is_hidden_outside_the_book(drawing, page):
     widgets.explorer(drawing.draw, alt=drawing.alt, caption="A < B.", b=[1, 2])
     html = page[1]["text/html"]
     assert 'class="ckd-figure ckd-static"' in html
-    assert re.search(r'<img [^>]*style="display:none', html)
+    assert re.search(r'<img [^>]*style="[^"]*display:none;"', html)
     assert "A &lt; B." in html
 
 
