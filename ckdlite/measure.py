@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .lif import LIF
 from .saliency import check_target
@@ -107,12 +108,7 @@ def firing_rates(model: nn.Module, images: Float[Tensor, "..."]) -> dict[str, fl
         return hook
 
     hooks = [m.register_forward_hook(keep(name)) for name, m in neurons.items()]
-    try:
-        with _in_eval_mode(model):
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _run_hooked(model, images, hooks)
     return {name: sum(rates) / len(rates) for name, rates in counts.items()}
 
 
@@ -184,13 +180,18 @@ def operations(model: nn.Module, images: Float[Tensor, "..."]) -> Cost:
         for name, m in model.named_modules()
         if isinstance(m, kinds)
     ]
+    _run_hooked(model, images, hooks)
+    return Cost(costs)
+
+
+def _run_hooked(model: nn.Module, images: Tensor, hooks: list[RemovableHandle]) -> None:
+    """One pass in eval mode for what the hooks note down; they are taken off whatever happens."""
     try:
         with _in_eval_mode(model):
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
-    return Cost(costs)
 
 
 def _batch_axis(images: Tensor) -> int:
