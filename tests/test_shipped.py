@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -63,6 +64,16 @@ def test_the_readme_shows_the_measured_scores():
             scores = [100 * float(r[column]) for r in runs if r["network"] == name]
             ranges.append(f"{min(scores):.1f} to {max(scores):.1f}")
         assert f" | {' | '.join(ranges)} |\n" in readme
+
+
+def test_the_ten_lines_of_the_readme_run():
+    readme = (_assets.FOLDER.parent.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) == 10
+    names = {}
+    exec(code, names)
+    assert names["losses"].total.item() > 0
+    assert all(p.grad is not None for p in names["student"].parameters())
 
 
 def test_shipped_files_are_named_in_a_manifest():
