@@ -66,6 +66,11 @@ def normalise_maps(
     check_maps(maps=maps)
     if not bool(maps.isfinite().all()):
         raise ValueError("maps: got NaN or infinity, wanted finite numbers")
+    return _scaled(maps, how)
+
+
+def _scaled(maps: Tensor, how: str) -> Tensor:
+    """`normalise_maps` without the checks: a loss makes its own, and names the map."""
     if how == "none":
         return maps
     if how == "batch":
@@ -121,11 +126,8 @@ def samd(
     check_maps(student=student, teacher=teacher)
     _check_temperature(temperature)
     student, teacher = _wide(student), _wide(teacher.detach())
-    maps = {"student": student, "teacher": teacher}
-    if bad := [name for name, m in maps.items() if not bool(m.isfinite().all())]:
-        raise ValueError(f"{' and '.join(bad)} held NaN or infinity, wanted finite maps")
-    target = F.log_softmax(normalise_maps(teacher, normalise).flatten(1) / temperature, 1)
-    read = F.log_softmax(normalise_maps(student, normalise).flatten(1) / temperature, 1)
+    target = F.log_softmax(_scaled(teacher, normalise).flatten(1) / temperature, 1)
+    read = F.log_softmax(_scaled(student, normalise).flatten(1) / temperature, 1)
     loss = _kl(target, read) * (temperature**2 if square else 1.0)
     return _finite(loss, student=student, teacher=teacher)
 

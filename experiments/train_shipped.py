@@ -75,7 +75,7 @@ def loss(name: str, net: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor) ->
 
 @cache
 def scenes_of(epoch: int) -> Scenes:
-    """The training scenes of an epoch, the same for every network; 43 MB for each epoch."""
+    """The training scenes of an epoch, the same for every network; 57 MB each."""
     return cluttered("train", seed=epoch)
 
 
