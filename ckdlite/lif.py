@@ -90,25 +90,31 @@ def _layout(x: Tensor) -> list[int]:
 
 def _steps(
     x: Tensor,
+    start: Tensor | None,
     decay: float,
     threshold: float,
     reset: str,
     detach_reset: bool,
     fire: Callable[[Tensor], Tensor],
     keep_membrane: bool,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The loop over time: each step's spikes, and the potential that its threshold read."""
-    spikes, membrane = [], []
-    u = None
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """The loop over time: each step's spikes, the potential that its threshold read, and the
+    potential that the last reset leaves.
+
+    Potentials are in float32 at least: a leaky sum in half precision fires where it should not.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    spikes, membrane, u = [], [], start
     for x_t in x.unbind(0):
+        x_t = x_t.to(wide)
         u = x_t if u is None else decay * u + x_t
         s = fire(u - threshold)
-        spikes.append(s)
+        spikes.append(s.to(x.dtype))
         if keep_membrane:
             membrane.append(u)
         gate = s.detach() if detach_reset else s
         u = (1 - gate) * u if reset == "hard" else u - threshold * gate
-    return spikes, membrane
+    return spikes, membrane, u
 
 
 def _run(
@@ -124,88 +130,134 @@ def _run(
     order = _layout(x)
     back = sorted(range(x.dim()), key=order.__getitem__)
     neuron = (decay, threshold, reset, detach_reset, lambda v: _Fire.apply(v, slope))
-    spikes, membrane = _steps(x.permute(order), *neuron, keep_membrane)
+    spikes, membrane, _ = _steps(x.permute(order), None, *neuron, keep_membrane)
     kept = torch.stack(membrane).permute(back) if keep_membrane else None
     return torch.stack(spikes).permute(back), kept
 
 
 # ---------------------------------------------------------------- the same loop, compiled
 
+# Steps that are fused into one pass over memory. With more, the values of one neuron no longer fit
+# the registers: at 16 a pass took twice as long an element, and ten times as long to compile.
+_FUSED = 8
 
-def _spikes(x: Tensor, decay: float, threshold: float, reset: str, *_: Any) -> Tensor:
-    """The spikes of `x`, `[T, N]`, with no graph."""
-    return torch.stack(_steps(x, decay, threshold, reset, True, _step, False)[0])
+
+def _spikes(
+    x: Tensor, start: Tensor | None, decay: float, threshold: float, reset: str, *_: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The spikes of `x`, `[T, N]`, with no graph; given a potential to start from, also the one
+    that is left.
+    """
+    spikes, _, u = _steps(x, start, decay, threshold, reset, True, _step, False)
+    return torch.stack(spikes), None if start is None else u
 
 
 def _gradient(
     x: Tensor,
+    start: Tensor | None,
     grad: Tensor,
+    after: Tensor | None,
     decay: float,
     threshold: float,
     reset: str,
     detach_reset: bool,
     slope: Surrogate,
-) -> Tensor:
-    """The gradient of `x` from that of the spikes, as autograd finds it through `_steps`.
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of `x` from that of the spikes, as autograd finds it through `_steps`; `after`
+    is that of the potential which the last reset leaves. Given a start, also its gradient.
 
     It computes the potentials again: reading `x` once more is cheaper than keeping them.
     """
-    spikes, membrane = _steps(x, decay, threshold, reset, True, _step, True)
+    spikes, membrane, _ = _steps(x, start, decay, threshold, reset, True, _step, True)
     grads = []
     for s, u, ds in reversed(list(zip(spikes, membrane, grad.unbind(0), strict=True))):
-        if not grads:  # nothing reads the potential that the last step leaves
+        s, ds = s.to(u.dtype), ds.to(u.dtype)
+        if after is None:  # nothing reads the potential that the last step leaves
             du = ds * slope(u - threshold)
         else:
-            after = decay * grads[-1]  # of the potential after the reset
             if not detach_reset:
                 ds = ds - (after * u if reset == "hard" else threshold * after)
             du = (after * (1 - s) if reset == "hard" else after) + ds * slope(u - threshold)
-        grads.append(du)
-    return torch.stack(grads[::-1])
+        grads.append(du.to(x.dtype))
+        after = decay * du
+    return torch.stack(grads[::-1]), None if start is None else after
 
 
 class _Compiled(torch.autograd.Function):
-    """`_spikes` forward and `_gradient` backward, both compiled, on `[T, N]`."""
+    """`_spikes` forward and `_gradient` backward, both compiled, on `[T, N]`.
+
+    Kept for the backward pass: `x`, and the potential at the start of each part where T > 8.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, neuron: tuple[Any, ...]) -> Tensor:
-        ctx.save_for_backward(x)
+        x, spikes, starts = x.detach(), [], [_rest(x)]
+        for part in _parts(x):
+            out, u = _call_compiled(_spikes, neuron, part, starts[-1])
+            spikes.append(out)
+            starts.append(u)
+        ctx.save_for_backward(x, *starts[:-1])
         ctx.neuron = neuron
-        return _call_compiled(_spikes, neuron, x.detach())
+        return _whole(spikes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return _call_compiled(_gradient, ctx.neuron, x.detach(), grads[0].contiguous()), None
+        x, *starts = ctx.saved_tensors
+        found, after = [], _rest(x)
+        parts = zip(_parts(x), starts, _parts(grads[0].contiguous()), strict=True)
+        for part, start, grad in reversed(list(parts)):
+            dx, after = _call_compiled(_gradient, ctx.neuron, part, start, grad, after)
+            found.append(dx)
+        return _whole(found[::-1]), None
+
+
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    return x.chunk(-(-len(x) // _FUSED))
+
+
+def _whole(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _rest(x: Tensor) -> Tensor | None:
+    """What one part hands to the next, at first: a potential of 0, or its gradient."""
+    if len(x) <= _FUSED:
+        return None
+    return x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 # A compiled loop for each neuron and kind of input; the plain one where compiling has failed.
-_LOOPS: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
+_Loop = Callable[..., tuple[Tensor, Tensor | None]]
+_LOOPS: dict[tuple[Any, ...], _Loop] = {}
 
 
 def _call_compiled(
-    function: Callable[..., Tensor], neuron: tuple[Any, ...], *tensors: Tensor
-) -> Tensor:
+    function: _Loop, neuron: tuple[Any, ...], *tensors: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Call a compiled `function(*tensors, *neuron)`, or the plain one where compiling fails."""
 
-    def loop(*tensors: Tensor) -> Tensor:
+    def loop(*tensors: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return function(*tensors, *neuron)
 
-    x = tensors[0]
+    given = [tensor for tensor in tensors if tensor is not None]
+    x = given[0]
     if x.shape[1] < 2:  # torch.compile takes a size of 0 or 1 for a constant
         return loop(*tensors)
     *numbers, slope = neuron
-    key = (function, *numbers, id(slope), len(x), x.stride(0) == 0, x.dtype, x.device)
+    # A part in the middle of a tensor is another kind of input to torch.compile than a whole one.
+    offsets = [min(tensor.storage_offset(), 2) for tensor in given]
+    kind = (len(x), x.stride(0) == 0, x.dtype, x.device, *offsets)
+    key = (function, *numbers, id(slope), *kind)
     try:
-        for tensor in tensors:
-            torch._dynamo.mark_dynamic(tensor, 1)
+        for tensor in given:
+            torch._dynamo.mark_dynamic(tensor, tensor.dim() - 1)
         if key in _LOOPS:
             return _LOOPS[key](*tensors)
         # torch.compile keeps at most 8 variants of one code object: each loop has its own.
         loop.__code__ = loop.__code__.replace()
-        # Round after each operation, as the plain loop does: no FMA, no float32 in bfloat16.
-        # A last bit that differs at the threshold would be another spike.
+        # Round after each operation, as the plain loop does: no FMA. A last bit that differs at
+        # the threshold would be another spike.
         options = {"emulate_precision_casts": True}
         _LOOPS[key] = torch.compile(loop, fullgraph=True, dynamic=False, options=options)
         with warnings.catch_warnings():
@@ -294,7 +346,8 @@ def lif(
         u <- u - threshold * s[t]    (soft reset)
 
     The potential returned is the one that the threshold reads, before the reset. In the backward
-    pass the step's slope is replaced by `surrogate(u - threshold)`.
+    pass the step's slope is replaced by `surrogate(u - threshold)`. Of an input in half precision
+    the spikes are in half precision too, the potential is computed and returned in float32.
 
     Args:
         x: input current, `[T, ...]`, in units of the threshold at the default `threshold = 1`.
@@ -326,10 +379,12 @@ class LIF(nn.Module):
     as `lif` does: that costs a pass over memory in every layer (a NaN potential never fires).
 
     `compiled=True` fuses the loop over time, forward and backward, with `torch.compile`: the same
-    spikes and gradients (to the last bit, unless the surrogate calls `exp`), several times faster,
-    and only `x` kept for the backward pass, which has no second derivative. The first call for each
-    T, type and device compiles, which takes seconds. The surrogate must be element-wise: it sees
-    `v` flattened. Where compiling fails, one warning says why, and the plain loop runs.
+    spikes and gradients (to the last bit, unless the surrogate calls `exp`), several times faster.
+    Kept for the backward pass, which has no second derivative, is `x` alone (4 bytes a neuron and
+    step in float32; the plain loop keeps three times as much), and where T > 8 one potential for
+    every 8 steps. The first call for each T, type and device compiles, which takes seconds. The
+    surrogate must be element-wise: it sees `v` flattened. Where compiling fails, one warning says
+    why, and the plain loop runs. Inside a compiled network the plain loop is compiled with it.
     """
 
     def __init__(

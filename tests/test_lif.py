@@ -6,6 +6,7 @@ spikes can be compared exactly; ties are settled in a test of their own.
 
 import copy
 import pickle
+import socket
 import warnings
 from functools import partial
 
@@ -18,12 +19,13 @@ from hypothesis.extra import numpy as hnp
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import neuron as sj_neuron
 from spikingjelly.activation_based import surrogate as sj_surrogate
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from ckdlite import lif as lif_module
 from ckdlite.lif import LIF, SURROGATES, lif, repeat
-from ckdlite.networks import resnet8
+from ckdlite.networks import ResNet, resnet8
 
 SHAPE = (6, 64, 32)
 
@@ -262,13 +264,14 @@ def test_any_shape_type_and_reset(
 
     spikes, membrane = lif(x, **options)
     assert spikes.shape == membrane.shape == x.shape
-    assert spikes.dtype == membrane.dtype == dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    assert spikes.dtype == dtype and membrane.dtype == wide
     assert bool(((spikes == 0) | (spikes == 1)).all())
     assert torch.equal(LIF(**options)(x), spikes)
 
     columns = x.double().flatten(1).T.tolist() if sizes else [x.double().tolist()]
     if x.numel():
-        pairs = [scalar_lif(column, decay, threshold, reset, dtype) for column in columns]
+        pairs = [scalar_lif(column, decay, threshold, reset, wide) for column in columns]
         want_spikes = torch.tensor([p[0] for p in pairs]).T.reshape(x.shape)
         want_membrane = torch.tensor([p[1] for p in pairs], dtype=torch.float64).T.reshape(x.shape)
         assert torch.equal(spikes.double(), want_spikes.double())
@@ -282,6 +285,34 @@ def test_odd_decay_and_threshold_against_plain_numbers():
         want_spikes, want_membrane = scalar_lif(x[:, i].tolist(), 0.9, 0.7, "hard")
         assert spikes[:, i].tolist() == want_spikes
         assert membrane[:, i].tolist() == want_membrane
+
+
+@pytest.mark.parametrize(("dtype", "wrong"), [(torch.bfloat16, 1e-3), (torch.float16, 1e-4)])
+def test_half_precision_needs_a_wide_membrane(dtype, wrong):
+    # The same rounded input, once in exact arithmetic (float64), once as it is, once with the
+    # potential itself rounded to half precision at every operation.
+    x = current((16, 20_000))[0].to(dtype)
+    exact, _ = lif(x.double(), decay=0.9, reset="soft")
+    spikes, membrane = lif(x, decay=0.9, reset="soft")
+    assert spikes.dtype == dtype and membrane.dtype == torch.float32
+    assert (spikes.double() != exact).double().mean() < 1e-6
+
+    u, narrow = torch.zeros_like(x[0]), []
+    for x_t in x:
+        u = 0.9 * u + x_t
+        narrow.append((u > 1).to(dtype))
+        u = u - narrow[-1]
+    assert u.dtype == dtype
+    assert (torch.stack(narrow).double() != exact).double().mean() > wrong
+
+
+def test_half_precision_gradient_is_rounded_once():
+    x, upstream = current((6, 5000), torch.bfloat16)
+    _, exact = run(LIF(), x.double(), upstream.double())
+    _, grad = run(LIF(), x, upstream)
+    assert grad.dtype == torch.bfloat16
+    # Half a step of bfloat16's eight bits.
+    assert_close(grad.double(), exact, rtol=2**-8, atol=1e-6)
 
 
 # ---------------------------------------------------------------- the chain rule by hand
@@ -536,7 +567,7 @@ def test_compiled_equals_plain(compiles, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_compiled_equals_plain_in_other_types(compiles, dtype):
     compare_with_plain(*current((3, 64, 33), dtype))
 
@@ -578,18 +609,39 @@ def test_compiled_on_few_neurons(compiles, shape):
 
 
 @pytest.mark.slow
-def test_shapes_share_one_compilation_and_timesteps_have_their_own(needs_compiler):
+def test_shapes_share_one_compilation_and_timesteps_have_their_own(needs_compiler, monkeypatch):
+    monkeypatch.setattr(lif_module, "_LOOPS", {})
     stats = torch._dynamo.utils.counters["stats"]
-    before, known = stats["unique_graphs"], len(lif_module._LOOPS)
+    before = stats["unique_graphs"]
     # To compile one loop a second time would be an error, and so a warning, and so a failed test.
     with torch._dynamo.config.patch(error_on_recompile=True):
         for timesteps in (1, 2, 4):
             for n in range(12):
                 x, upstream = current((timesteps, 2 + n, 3, 1 + 5 * n % 7, 4), seed=n)
                 compare_with_plain(LAYOUTS["channels last"](x), upstream)
-    new = len(lif_module._LOOPS) - known
-    assert 4 <= new <= 6  # forward and backward of three T, one of which a test before had too
-    assert stats["unique_graphs"] - before == new
+    assert len(lif_module._LOOPS) == 6  # forward and backward of three T
+    assert stats["unique_graphs"] - before == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_many_timesteps_are_compiled_in_parts(needs_compiler, reset, monkeypatch):
+    monkeypatch.setattr(lif_module, "_LOOPS", {})
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for timesteps in (16, 24, 40):  # parts of eight steps each
+            for shape in ((7, 5), (3, 2, 4)):
+                x, upstream = current((timesteps, *shape))
+                compare_with_plain(x, upstream, decay=0.8, reset=reset)
+    # The first part of a tensor and those in its middle, forward and backward, whatever T is.
+    assert len(lif_module._LOOPS) == 4
+    compare_with_plain(*current((11, 40)), decay=0.8, reset=reset)  # 6 and 5 steps
+
+
+def test_compiled_on_a_piece_of_a_tensor(needs_compiler):
+    x, upstream = current((5, 40))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for first in (0, 1, 2):
+            compare_with_plain(x[first : first + 3], upstream[first : first + 3])
 
 
 @pytest.mark.slow
@@ -661,6 +713,75 @@ def test_compiled_inside_a_compiled_network(needs_compiler):
     x, _ = current((5, 7))
     assert torch.equal(network(x), LIF()(2 * x))
     assert len(lif_module._LOOPS) == known  # the plain loop, for the outer compiler to fuse
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_in_a_network_compiled_as_a_whole_and_under_autocast(needs_compiler, precision):
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 8, 8)
+    network = ResNet((1,), (8,), timesteps=3, neuron=partial(LIF, compiled=True))
+    results = []
+    for model in (network, torch.compile(network)):
+        network.zero_grad()
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            loss = model(images).float().square().mean()
+        loss.backward()
+        results.append((loss.detach(), network.stem[0].weight.grad))
+    near = {} if precision == torch.float32 else {"rtol": 0.1, "atol": 0.01}
+    assert_close(results[0], results[1], **near)
+    assert results[0][1].abs().max() > 0
+
+
+def train_on_one_of_two(rank, port, found):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    network = DistributedDataParallel(small_student())
+    loss_of(network, rank).backward()
+    found.put((rank, [p.grad.numpy() for p in network.parameters()]))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def small_student():
+    torch.manual_seed(0)
+    return ResNet((1,), (8,), timesteps=2, neuron=partial(LIF, compiled=True))
+
+
+def loss_of(network, part):
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(part))
+    return network(images).square().mean()
+
+
+@pytest.mark.slow
+def test_compiled_under_distributed_data_parallel(needs_compiler):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    found = context.Queue()
+    ranks = [context.Process(target=train_on_one_of_two, args=(r, port, found)) for r in range(2)]
+    for process in ranks:
+        process.start()
+    try:
+        grads = dict(found.get(timeout=240) for _ in ranks)
+        for process in ranks:
+            process.join(60)
+            assert process.exitcode == 0
+    finally:
+        for process in ranks:
+            process.kill()
+
+    alone = []
+    for part in range(2):
+        network = small_student()
+        loss_of(network, part).backward()
+        alone.append([p.grad for p in network.parameters()])
+    for i, (a, b) in enumerate(zip(*alone, strict=True)):
+        for rank in range(2):
+            assert_close(torch.from_numpy(grads[rank][i]), (a + b) / 2)
 
 
 def test_compiled_module_is_copied_and_pickled(compiles):
