@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import warnings
 
 import pytest
 import torch
@@ -23,3 +24,21 @@ def _no_open_figures():
 
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(scope="module")
+def compiles():
+    """Whether `torch.compile` works here. Where it does not, the warning has now been given."""
+    from ckdlite import lif
+
+    lif._say_plain.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        lif.LIF(compiled=True)(torch.ones(3, 8, requires_grad=True)).sum().backward()
+    return not any("torch.compile failed" in str(w.message) for w in caught)
+
+
+@pytest.fixture
+def needs_compiler(compiles):
+    if not compiles:
+        pytest.skip("torch.compile does not work here (no C++ compiler, or CKDLITE_TYPECHECK=1)")

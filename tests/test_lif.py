@@ -7,7 +7,6 @@ spikes can be compared exactly; ties are settled in a test of their own.
 import copy
 import pickle
 import socket
-import warnings
 from functools import partial
 
 import pytest
@@ -497,22 +496,6 @@ def test_repeat_copies_nothing(timesteps):
 
 
 # ---------------------------------------------------------------- compiled
-
-
-@pytest.fixture(scope="module")
-def compiles():
-    """Whether `torch.compile` works here. Where it does not, the warning has now been given."""
-    lif_module._say_plain.cache_clear()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        LIF(compiled=True)(torch.ones(3, 8, requires_grad=True)).sum().backward()
-    return not any("torch.compile failed" in str(w.message) for w in caught)
-
-
-@pytest.fixture
-def needs_compiler(compiles):
-    if not compiles:
-        pytest.skip("torch.compile does not work here (no C++ compiler, or CKDLITE_TYPECHECK=1)")
 
 
 def exact(a, b):

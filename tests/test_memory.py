@@ -42,7 +42,7 @@ def test_saved_leaves_out_parameters_and_what_needs_no_gradient():
     [({}, 15.0), ({"detach_reset": True}, 8.0), ({"reset": "soft"}, 4.0)],
     ids=["hard", "hard, detached", "soft"],
 )
-def test_bytes_that_a_neuron_keeps(options, plain):
+def test_bytes_that_a_neuron_keeps(compiles, options, plain):
     # A neuron and step of the plain loop, hard reset, saves v, u, 1 - s and (all but the first
     # step) a product; the compiled one saves its input alone.
     x = torch.randn(4, 1000, requires_grad=True)
@@ -52,12 +52,12 @@ def test_bytes_that_a_neuron_keeps(options, plain):
 
 
 @pytest.mark.slow
-def test_long_runs_keep_one_potential_for_each_part():
+def test_long_runs_keep_one_potential_for_each_part(compiles):
     x = torch.randn(24, 1000, requires_grad=True)
     assert kept_by(LIF(compiled=True), x) == x.nbytes + 3 * 1000 * 4
 
 
-def test_inference_keeps_nothing():
+def test_inference_keeps_nothing(compiles):
     student = resnet8(timesteps=4, neuron=partial(LIF, compiled=True)).eval()
     with memory.saved() as kept, torch.no_grad():
         student(torch.randn(2, 3, 32, 32))
