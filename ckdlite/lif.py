@@ -213,7 +213,7 @@ class _Compiled(torch.autograd.Function):
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    return x.chunk(-(-len(x) // _FUSED))
+    return (x,) if len(x) <= _FUSED else x.chunk(-(-len(x) // _FUSED))
 
 
 def _whole(parts: list[Tensor]) -> Tensor:
@@ -429,7 +429,11 @@ def repeat(x: Float[Tensor, "*N"], timesteps: int) -> Float[Tensor, " T *N"]:
     Chapter 1.1.
     """
     check_timesteps(timesteps)
-    return x.expand(timesteps, *x.shape)
+    # Expanded in the order of memory: the backward pass sums over time, and a sum of any other view
+    # comes out in the default layout, which is ten times slower for the batch norm before us.
+    order = sorted(range(x.dim()), key=lambda d: -x.stride(d))
+    shown = x.permute(order).expand(timesteps, *(x.shape[d] for d in order))
+    return shown.permute(0, *(1 + order.index(d) for d in range(x.dim())))
 
 
 def check_timesteps(timesteps: int) -> None:

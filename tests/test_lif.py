@@ -495,6 +495,21 @@ def test_repeat_copies_nothing(timesteps):
     assert all(torch.equal(step, image) for step in shown)
 
 
+def test_repeat_gives_its_gradient_the_layout_of_the_image():
+    # Batch norm before it falls back to a loop that is ten times slower where the layouts differ.
+    g = torch.randn(3, 2, 4, 5, 6)
+    for image in (torch.randn(2, 4, 5, 6), torch.randn(2, 6, 5, 4).transpose(1, 3)):
+        leaf = image.requires_grad_()
+        between = leaf * 1
+        seen = []
+        between.register_hook(seen.append)
+        shown = repeat(between, 3)
+        spikes = LIF()(shown)
+        (grad,) = torch.autograd.grad(spikes, leaf, g)
+        assert seen[0].stride() == image.stride()
+        assert_close(grad, torch.autograd.grad(LIF()(torch.stack([leaf] * 3)), leaf, g)[0])
+
+
 # ---------------------------------------------------------------- compiled
 
 
