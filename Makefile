@@ -10,7 +10,7 @@ CHAPTERS := $(wildcard book/*.ipynb)
 SOURCES := _config.yml _toc.yml tools/build.py tools/offline.py $(wildcard book/*.ipynb book/*.md book/*.bib) \
 	$(shell find ckdlite book/extra book/_static -type f -not -path '*__pycache__*')
 
-.PHONY: help book test lint browser refresh clean
+.PHONY: help book test lint browser refresh benchmark clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test     set up, build the book and run every test"
 	@echo "make lint     ruff alone"
 	@echo "make refresh  execute the chapters in place, keep their text outputs"
+	@echo "make benchmark  time neuron, step and distillation (some twenty minutes, a quiet machine)"
 	@echo "make clean    remove the built book and the environment"
 
 $(READY): requirements.txt pyproject.toml
@@ -64,6 +65,9 @@ test: lint book browser
 
 refresh: $(READY)
 	@$(BIN)/python tools/notebooks.py refresh $(CHAPTERS)
+
+benchmark: $(READY)
+	@$(BIN)/python benchmarks/speed.py
 
 clean:
 	rm -rf _build $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -55,13 +55,14 @@ def _with_leaky(run: Callable[[Tensor, nn.Module], Tensor]) -> Callable[[Tensor]
     return neuron
 
 
-# Compiled for tensors of any size, as the layers of a network need it.
+# Compiled for each shape that comes, which was faster than once for any shape: a network has few.
+torch._dynamo.config.recompile_limit = 64
 NEURONS: dict[str, Callable[[Tensor], Tensor]] = {
     "ckdlite compiled": LIF(compiled=True),
     "ckdlite plain": LIF(),
-    "SpikingJelly compiled": torch.compile(spikingjelly, dynamic=True),
+    "SpikingJelly compiled": torch.compile(spikingjelly, dynamic=False),
     "SpikingJelly": spikingjelly,
-    "snnTorch compiled": _with_leaky(torch.compile(_snntorch, dynamic=True)),
+    "snnTorch compiled": _with_leaky(torch.compile(_snntorch, dynamic=False)),
     "snnTorch": _with_leaky(_snntorch),
 }
 

@@ -843,6 +843,71 @@ def _divergence_mistakes(kl: Function) -> dict[str, Function]:
     }
 
 
+def bytes_moved(answer: Function) -> None:
+    """Exercise 1 of the page on speed: `answer(size)` is what a neuron and step moves at least."""
+    _compare(
+        answer,
+        lambda size: 5 * size,
+        [(4,), (2,)],
+        {
+            "that is the forward pass alone": lambda size: 2 * size,
+            "that is the backward pass alone": lambda size: 3 * size,
+            "the backward pass reads two tensors: the gradient of the spikes, and the current": (
+                lambda size: 4 * size
+            ),
+            "a number does not always take 4 bytes": lambda size: 20,
+            "that counts numbers, not bytes": lambda size: 5,
+        },
+        "count the tensors that are read or written: two forward, three backward",
+    )
+
+
+def soft_reset_gradient(answer: Function) -> None:
+    """Exercise 2 of the page on speed: `answer(after, ds, psi, threshold)` is that of u."""
+    draw = torch.Generator().manual_seed(0)
+    after, ds, psi = torch.randn(3, 5, generator=draw, dtype=torch.float64)
+    _compare(
+        answer,
+        lambda after, ds, psi, threshold: after + (ds - threshold * after) * psi,
+        [(after, ds, psi, 1.0), (after, ds, psi, 0.5)],
+        {
+            "the reset is left out: the spike lowers the potential by the threshold": (
+                lambda after, ds, psi, threshold: after + ds * psi
+            ),
+            "a higher spike means a lower potential: the threshold's term is subtracted": (
+                lambda after, ds, psi, threshold: after + (ds + threshold * after) * psi
+            ),
+            "the potential itself goes on through the reset: after is missing": (
+                lambda after, ds, psi, threshold: (ds - threshold * after) * psi
+            ),
+            "the threshold is not always 1": (
+                lambda after, ds, psi, threshold: after + (ds - after) * psi
+            ),
+        },
+        "u leads on in two ways: directly, with slope 1, and through the spike, with slope psi",
+    )
+
+
+def longest_run(answer: Function) -> None:
+    """Exercise 3 of the page on speed: `answer(room, ann, share)` is the largest T that fits."""
+    _compare(
+        answer,
+        lambda room, ann, share: room // (share * ann),
+        [(16e9, 1e9, 1.5), (6e9, 1e9, 1.5), (1e9, 1e9, 1.25)],
+        {
+            "T must be a whole number, rounded down": lambda room, ann, share: room / (share * ann),
+            "rounded up, it does not fit": lambda room, ann, share: math.ceil(room / (share * ann)),
+            "a student's step keeps more than T times its teacher's": (
+                lambda room, ann, share: room // ann
+            ),
+            "0 where not even one step fits": (
+                lambda room, ann, share: max(1, room // (share * ann))
+            ),
+        },
+        "share * T * ann must not exceed room",
+    )
+
+
 class _UnsolvedError(Exception):
     """The reader has not written an answer yet."""
 

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from . import __version__, training  # noqa: F401 (training makes its classes known by short name)
+from . import __version__, memory, training  # noqa: F401 (training makes its classes known by short name)
 from .runs import RunError, checkpoint, keep, read, resume
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -42,6 +42,7 @@ all. The same command again goes on with a run that was interrupted. Recipes: {r
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     _quiet()
+    memory.reuse()
     try:
         _CLI(_with_configs(list(sys.argv[1:] if arguments is None else arguments)))
     except (RunError, ArgumentError, FileNotFoundError, MisconfigurationException) as error:

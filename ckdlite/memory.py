@@ -7,20 +7,30 @@ its teacher does not. The page on speed measures both functions.
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 
+class _Piece:
+    """A saved tensor, as long as its graph lives."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 class Saved:
-    """Bytes that autograd has saved for backward passes, each piece of memory counted once."""
+    """What autograd keeps for backward passes."""
 
     def __init__(self) -> None:
-        self._pieces: dict[int, int] = {}
+        self._pieces: WeakSet[_Piece] = WeakSet()
 
     @property
     def bytes(self) -> int:
-        return sum(self._pieces.values())
+        """Bytes kept at this moment, each piece of memory counted once."""
+        storages = (piece.tensor.untyped_storage() for piece in self._pieces)
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
 @contextmanager
@@ -32,18 +42,21 @@ def saved() -> Iterator[Saved]:
         kept.bytes / current.numel()    # bytes a neuron and timestep
 
     Two operations that save one tensor count once; a view counts with all of its memory; parameters
-    do not count. Tensors are counted as they are saved: keep the result alive inside the block, or
-    memory that is freed there and given out again is counted once for both.
+    do not count. Look while the result is alive: what nobody can go back through is not kept.
     """
     kept = Saved()
 
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept._pieces[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def pack(tensor: Tensor) -> Tensor | _Piece:
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        piece = _Piece(tensor)
+        kept._pieces.add(piece)
+        return piece
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def unpack(packed: Tensor | _Piece) -> Tensor:
+        return packed.tensor if isinstance(packed, _Piece) else packed
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield kept
 
 

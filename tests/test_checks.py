@@ -557,3 +557,54 @@ def test_seed_verdict(capsys):
         lambda a, b: "above" if min(a) > max(b) else "mingled"
     )
     assert "Not solved yet" in check(lambda a, b: ...)
+
+
+def test_bytes_moved(capsys):
+    def check(answer):
+        return said(capsys, checks.bytes_moved, answer)
+
+    assert check(lambda size: 2 * size + 3 * size) == "Right."
+    assert "forward pass alone" in check(lambda size: 2 * size)
+    assert "backward pass alone" in check(lambda size: 3 * size)
+    assert "reads two tensors" in check(lambda size: 4 * size)
+    assert "not always take 4" in check(lambda size: 20)
+    assert "numbers, not bytes" in check(lambda size: 5)
+    assert "Not solved yet" in check(lambda size: ...)
+
+
+def test_soft_reset_gradient(capsys):
+    def check(answer):
+        return said(capsys, checks.soft_reset_gradient, answer)
+
+    def by_autograd(after, ds, psi, threshold):
+        # A spike whose slope is psi, in a linear stand-in: s = psi * u.
+        u = torch.zeros_like(after, requires_grad=True)
+        s = psi * u
+        left = u - threshold * s
+        (du,) = torch.autograd.grad([left, s], u, [after, ds])
+        return du
+
+    assert check(by_autograd) == "Right."
+    assert "reset is left out" in check(lambda a, ds, psi, th: a + ds * psi)
+    assert "is subtracted" in check(lambda a, ds, psi, th: a + (ds + th * a) * psi)
+    assert "after is missing" in check(lambda a, ds, psi, th: (ds - th * a) * psi)
+    assert "not always 1" in check(lambda a, ds, psi, th: a + (ds - a) * psi)
+    assert "Not solved yet" in check(lambda a, ds, psi, th: None)
+
+
+def test_longest_run(capsys):
+    def check(answer):
+        return said(capsys, checks.longest_run, answer)
+
+    def by_trial(room, ann, share):
+        timesteps = 0
+        while share * (timesteps + 1) * ann <= room:
+            timesteps += 1
+        return timesteps
+
+    assert check(by_trial) == "Right."
+    assert "whole number" in check(lambda room, ann, share: room / (share * ann))
+    assert "does not fit" in check(lambda room, ann, share: math.ceil(room / (share * ann)))
+    assert "keeps more than" in check(lambda room, ann, share: room // ann)
+    assert "not even one" in check(lambda room, ann, share: max(1, room // (share * ann)))
+    assert "Not solved yet" in check(lambda room, ann, share: ...)

@@ -1,8 +1,8 @@
 """What the neuron, a training step and distillation cost, as ratios in one run.
 
-    python benchmarks/run.py                    # all, about twenty minutes on two CPU cores
-    python benchmarks/run.py --device cuda      # the same on a GPU
-    python benchmarks/run.py neuron step        # some of it
+    python benchmarks/speed.py                    # all, about twenty minutes on two CPU cores
+    python benchmarks/speed.py --device cuda      # the same on a GPU
+    python benchmarks/speed.py neuron step        # some of it
 
 Cases of one group run in turn, round after round, so that a busy moment of the machine hits all of
 them; a ratio is taken within a round, and its median and quartiles over the rounds are kept. Each
@@ -20,11 +20,10 @@ import time
 from collections.abc import Callable
 from datetime import date
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import snntorch
-import spikingjelly
 import torch
 import torch.nn.functional as F
 from peers import NEURONS, Neuron
@@ -39,6 +38,7 @@ COLUMNS = [
     *("unit", "median", "low", "high", "against", "ratio", "ratio_low", "ratio_high", "rounds"),
     *("device", "threads", "torch", "snntorch", "spikingjelly", "date"),
 ]
+BATCH = 128
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Case = dict[str, Any]  # its columns; `run` is what is timed
@@ -144,14 +144,14 @@ def saved(device: str, rounds: int) -> list[Case]:
                 spikes = function(x)
             row = {"case": name, "timesteps": timesteps, "unit": "bytes a neuron and step"}
             rows.append({**row, "precision": "float32", "median": kept.bytes / spikes.numel()})
-    images = torch.randn(128, 3, 32, 32, device=device)
+    images = torch.randn(BATCH, 3, 32, 32, device=device)
     base = 0
     for name, timesteps in [("ANN", None), *((n, t) for n in NEURONS for t in (2, 4))]:
         model = _network(name, timesteps).to(device)
         with memory.saved() as kept:
             logits = model(images)
         base = base or kept.bytes
-        row = {"case": f"ResNet-20, {name}", "timesteps": timesteps, "unit": "MB", "batch": 128}
+        row = {"case": f"ResNet-20, {name}", "timesteps": timesteps, "unit": "MB", "batch": BATCH}
         row |= {"median": round(kept.bytes / 1e6, 1), "precision": "float32"}
         rows.append({**row, "against": "ANN", "ratio": round(kept.bytes / base, 3)})
         del logits
@@ -170,7 +170,7 @@ def _step(
     neuron: str,
     timesteps: int | None,
     *,
-    batch: int = 128,
+    batch: int | None = None,
     width: int = 1,
     blocks: int = 3,
     precision: str = "float32",
@@ -179,6 +179,7 @@ def _step(
 ) -> Case:
     """A training step: forward, cross-entropy, backward, SGD."""
     torch.manual_seed(0)
+    batch = batch or BATCH
     memory_format = torch.channels_last if layout == "channels last" else torch.contiguous_format
     model = _network(neuron, timesteps, width, blocks).to(device, memory_format=memory_format)
     images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=memory_format)
@@ -223,19 +224,23 @@ def frames(device: str, rounds: int) -> list[Case]:
     """The student against an ANN that sees as many frames: what is due to the larger batch."""
     cases = []
     for timesteps in (2, 4):
-        ann = _step(device, "", None, batch=128 * timesteps)
+        ann = _step(device, "", None, batch=BATCH * timesteps)
         student = _step(device, "ckdlite compiled", timesteps)
-        ann["case"] = f"ANN, {128 * timesteps} frames"
+        ann["case"] = f"ANN, {BATCH * timesteps} frames"
         student["against"] = ann["case"]
         cases += [ann, student]
     return measure(cases, rounds, device)
 
 
 def libraries(device: str, rounds: int) -> list[Case]:
-    """The same ResNet-20 with each library's neuron."""
-    cases = [_step(device, "", None)]
-    cases += [_step(device, name, timesteps) for timesteps in (2, 4) for name in NEURONS]
-    return measure(cases, max(3, rounds // 2), device)
+    """The same ResNet-20 with each library's neuron; the compiled ones in both layouts."""
+    rows = []
+    for layout in ("channels last", "contiguous"):
+        names = [n for n in NEURONS if layout == "channels last" or "compiled" in n]
+        make = partial(_step, device, layout=layout)
+        cases = [make("", None), *(make(name, t) for t in (2, 4) for name in names)]
+        rows += measure(cases, max(3, rounds // 2), device)
+    return rows
 
 
 def whole(device: str, rounds: int) -> list[Case]:
@@ -258,8 +263,8 @@ def whole(device: str, rounds: int) -> list[Case]:
 def distil(device: str, rounds: int) -> list[Case]:
     """The engine's step with each loss, against the student's own step and a teacher's forward."""
     rows = []
-    images = torch.randn(128, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
-    batch = [images, torch.randint(10, (128,), device=device)]
+    images = torch.randn(BATCH, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    batch = [images, torch.randint(10, (BATCH,), device=device)]
     terms = {
         "label-only": {},
         "kd": {"kd": KD(1.0)},
@@ -289,7 +294,7 @@ def distil(device: str, rounds: int) -> list[Case]:
 
         cases[0]["against"] = ""
         cases.append({"case": "teacher forward", "run": forward, "against": "label-only"})
-        shared = {"timesteps": timesteps, "batch": 128, "layout": "channels last"}
+        shared = {"timesteps": timesteps, "batch": BATCH, "layout": "channels last"}
         rows += measure(
             [case | shared | {"precision": "float32"} for case in cases], rounds, device
         )
@@ -327,7 +332,7 @@ def peak(device: str, rounds: int) -> list[Case]:
         argument = f"{name}|{timesteps or ''}|{how}"
         found = _child("--peak", argument, "--device", device)
         row = {"case": name + (", memory reused" if how else ""), "timesteps": timesteps}
-        row |= {"unit": "MB", "median": float(found), "batch": 128, "layout": "channels last"}
+        row |= {"unit": "MB", "median": float(found), "batch": BATCH, "layout": "channels last"}
         rows.append(row | {"precision": "float32"})
     for row in rows[1:]:
         row |= {"against": "ANN", "ratio": round(row["median"] / rows[0]["median"], 3)}
@@ -396,8 +401,8 @@ def write(path: Path, group: str, rows: list[Case], device: str) -> None:
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__.partition("+")[0],
-        "snntorch": snntorch.__version__,
-        "spikingjelly": getattr(spikingjelly, "__version__", ""),
+        "snntorch": version("snntorch"),
+        "spikingjelly": version("spikingjelly"),
         "date": date.today().isoformat(),
     }
     order = list(GROUPS)
