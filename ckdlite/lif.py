@@ -138,7 +138,7 @@ def _run(
 # ---------------------------------------------------------------- the same loop, compiled
 
 # Steps that are fused into one pass over memory. With more, the values of one neuron no longer fit
-# the registers: at 16 a pass took twice as long an element, and ten times as long to compile.
+# the registers: at 16 a pass took twice as long an element, and four times as long to compile.
 _FUSED = 8
 
 
