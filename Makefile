@@ -10,7 +10,7 @@ CHAPTERS := $(wildcard book/*.ipynb)
 SOURCES := _config.yml _toc.yml tools/build.py tools/offline.py $(wildcard book/*.ipynb book/*.md book/*.bib) \
 	$(shell find ckdlite book/extra book/_static -type f -not -path '*__pycache__*')
 
-.PHONY: help book test lint browser refresh benchmark clean
+.PHONY: help book test lint browser refresh benchmark experiments clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make lint     ruff alone"
 	@echo "make refresh  execute the chapters in place, keep their text outputs"
 	@echo "make benchmark  time neuron, step and distillation (some twenty minutes, a quiet machine)"
+	@echo "make experiments  the runs of experiments/PLAN.md that are missing (hours; goes on where it stopped)"
 	@echo "make clean    remove the built book and the environment"
 
 $(READY): requirements.txt pyproject.toml
@@ -68,6 +69,9 @@ refresh: $(READY)
 
 benchmark: $(READY)
 	@$(BIN)/python benchmarks/speed.py
+
+experiments: $(READY)
+	@$(BIN)/python experiments/evidence.py
 
 clean:
 	rm -rf _build $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
