@@ -28,7 +28,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from ckdlite import data, measure, training
 from ckdlite._assets import FOLDER
 from ckdlite.networks import record
-from ckdlite.runs import checkpoint
+from ckdlite.runs import checkpoint, resume
 from ckdlite.saliency import grad_cam, map_divergence, mask_overlap, pointing_game, spike_map
 
 HERE = Path(__file__).parent
@@ -258,8 +258,16 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     commit = _commit()
-    wanted = [job for job in jobs() if (job[0].name, job[1]) not in done]
-    wanted = [(run, seed) for run, seed in wanted if not given.only or run.name in given.only]
+    missing = [(run, seed) for run, seed in jobs() if (run.name, seed) not in done]
+    missing = [(run, seed) for run, seed in missing if not given.only or run.name in given.only]
+    # The table may come without the folders: a teacher that is wanted is then trained again.
+    teachers = {(run.teacher, seed) for run, seed in missing if run.teacher}
+    wanted = [
+        (run, seed)
+        for run, seed in jobs()
+        if (run, seed) in missing
+        or ((run.name, seed) in teachers and not resume(folder(run.name, seed, given.work)))
+    ]
     start, waiting, failed = time.monotonic(), {}, []
     with ThreadPoolExecutor(given.at_once) as pool:
         futures: dict[Future, tuple[Run, int]] = {}

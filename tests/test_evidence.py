@@ -1,6 +1,7 @@
 """The plan's runs: their settings exist, a run is scored by every outcome, none is made twice."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import evidence
@@ -85,6 +86,14 @@ def test_a_run_is_made_scored_and_not_repeated(tmp_path, monkeypatch, capsys):
                 assert row[column] == ""
             else:
                 assert float(row[column]) >= 0
+    # A table without the folders: the teacher of a missing row is made again, nothing else.
+    kept = [line for line in table.read_text().splitlines(True) if not line.startswith("kd+samd")]
+    table.write_text("".join(kept))
+    shutil.rmtree(evidence.folder("teacher", 0, tmp_path))
+    shutil.rmtree(evidence.folder("kd+samd", 0, tmp_path))
+    made.clear()
+    evidence.main()
+    assert made == ["teacher", "kd+samd"]
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", [*words, "--list"])
     evidence.main()
