@@ -56,7 +56,6 @@ def _with_leaky(run: Callable[[Tensor, nn.Module], Tensor]) -> Callable[[Tensor]
 
 
 # Compiled for each shape that comes, which was faster than once for any shape: a network has few.
-torch._dynamo.config.recompile_limit = 64
 NEURONS: dict[str, Callable[[Tensor], Tensor]] = {
     "ckdlite compiled": LIF(compiled=True),
     "ckdlite plain": LIF(),

@@ -44,11 +44,6 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Case = dict[str, Any]  # its columns; `run` is what is timed
 
 
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def _seconds(function: Callable[[], Any], device: str) -> float:
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -70,7 +65,8 @@ def measure(cases: list[Case], rounds: int, device: str) -> list[Case]:
     for _ in range(5):  # compile, and let the heap find its size
         for case in cases:
             case["run"]()
-    _wait(device)
+    if device == "cuda":
+        torch.cuda.synchronize()
     times: dict[str, list[float]] = {case["case"]: [] for case in cases}
     if len(times) < len(cases):
         raise ValueError("two cases have one name")
@@ -454,6 +450,7 @@ def main() -> None:
         else:
             if group != "unused":
                 memory.reuse()
+            torch._dynamo.config.recompile_limit = 64  # the peers compile once a shape
             write(out, group, GROUPS[group](options.device, options.rounds), options.device)
         if not options.alone:
             print(f"{group}: {time.perf_counter() - start:.0f} s", flush=True)

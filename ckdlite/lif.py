@@ -213,7 +213,7 @@ class _Compiled(torch.autograd.Function):
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    return (x,) if len(x) <= _FUSED else x.chunk(-(-len(x) // _FUSED))
+    return x.chunk(-(-len(x) // _FUSED))
 
 
 def _whole(parts: list[Tensor]) -> Tensor:
@@ -381,10 +381,11 @@ class LIF(nn.Module):
     `compiled=True` fuses the loop over time, forward and backward, with `torch.compile`: the same
     spikes and gradients (to the last bit, unless the surrogate calls `exp`), several times faster.
     Kept for the backward pass, which has no second derivative, is `x` alone (4 bytes a neuron and
-    step in float32; the plain loop keeps three times as much), and where T > 8 one potential for
-    every 8 steps. The first call for each T, type and device compiles, which takes seconds. The
-    surrogate must be element-wise: it sees `v` flattened. Where compiling fails, one warning says
-    why, and the plain loop runs. Inside a compiled network the plain loop is compiled with it.
+    step in float32; with the hard reset the plain loop keeps three times as much), and where T > 8
+    one potential for every 8 steps. The first call for each T, type and device compiles, which
+    takes seconds. The surrogate must be element-wise: it sees `v` flattened. Where compiling fails,
+    one warning says why, and the plain loop runs. Inside a compiled network the plain loop is
+    compiled with it.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ its teacher does not. The page on speed measures both functions.
 """
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakSet
@@ -68,10 +69,13 @@ def reuse() -> bool:
     the kernel's zeroing of pages costs more than the arithmetic of a neuron. A teacher's
     activations often lie below 32 MB, a student's, T times as large, above. This sets glibc's
     M_MMAP_MAX to 0 and turns M_TRIM_THRESHOLD off, for the whole process, until it ends; no result
-    changes. The process then holds its peak of memory. `ckdlite fit` calls it.
+    changes. The process then holds its peak of memory. The command
+    line calls it.
     """
+    if not sys.platform.startswith("linux"):
+        return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
+    if mallopt is None:  # another C library than glibc
         return False
     no_mmap, no_trim, pad = mallopt(-4, 0), mallopt(-1, -1), mallopt(-2, 64 * 2**20)
     return bool(no_mmap and no_trim and pad)

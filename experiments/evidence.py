@@ -116,22 +116,26 @@ def folder(name: str, seed: int, work: Path) -> Path:
     return work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
-def fit(run: Run, seed: int, work: Path, more: list[str]) -> float:
-    """Train, or go on with training; the seconds that it took."""
-    words = ["--config", "scenes"]
+def command(run: Run, seed: int, work: Path) -> list[str]:
+    """The words behind `ckdlite` that train it."""
+    words = ["fit", "--run", str(folder(run.name, seed, work)), "--config", "scenes"]
     for overlay in run.overlays:
         words += ["--config", overlay]
     words += ["--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
     if run.teacher:
         words += ["--model.teacher_weights", str(folder(run.teacher, seed, work))]
-    words += [*run.options.split(), *more]
+    return [*words, *run.options.split()]
+
+
+def fit(run: Run, seed: int, work: Path, more: list[str]) -> float:
+    """Train, or go on with training; the seconds that it took."""
     path = folder(run.name, seed, work)
     path.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with path.with_suffix(".log").open("a") as log:
-        command = [sys.executable, "-m", "ckdlite.cli", "fit", *words, "--run", str(path)]
+        words = [sys.executable, "-m", "ckdlite.cli", *command(run, seed, work), *more]
         one_core = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=one_core)
+        subprocess.run(words, check=True, stdout=log, stderr=log, env=one_core)
     return time.monotonic() - start
 
 
@@ -143,7 +147,7 @@ def built(spec: dict[str, Any]) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def score(path: Path, images: int | None = None) -> dict[str, float]:
+def score(path: Path) -> dict[str, float]:
     """Every outcome of the plan, for the last epoch's weights on the test set."""
     config = yaml.safe_load((path / "config.yaml").read_text())
     spec = config["model"]["init_args"]
@@ -154,7 +158,7 @@ def score(path: Path, images: int | None = None) -> dict[str, float]:
     trained = config["data"]["init_args"]["clutter"]
     found: dict[str, float] = {}
     for patches in dict.fromkeys((trained, SHIFTED_CLUTTER)):
-        scenes = data.cluttered("test", images, clutter=patches)
+        scenes = data.cluttered("test", clutter=patches)
         x = data.normalise(scenes.images)
         if is_teacher:
             maps, logits = _teacher_maps(model, "stage3", x, scenes.labels)
@@ -287,9 +291,9 @@ def main() -> None:
             run, seed = futures[future]
             try:
                 row = future.result()
-            except subprocess.CalledProcessError as error:
+            except Exception as error:  # whatever it is, the other runs are kept
                 failed.append(f"{run.name} seed {seed}")
-                print(f"{failed[-1]} failed: {error}; its .log says why", flush=True)
+                print(f"{failed[-1]} failed, see its .log: {error!r}", flush=True)
                 continue
             if row is None:  # the time is up
                 continue

@@ -30,11 +30,8 @@ def test_the_plan_is_whole():
 @pytest.mark.slow
 def test_every_setting_is_one_that_the_command_knows(capsys):
     for run in evidence.plan():
-        words = ["fit", "--run", "runs/x", "--config", "scenes"]
-        for overlay in run.overlays:
-            words += ["--config", overlay]
         with pytest.raises(SystemExit) as end:
-            cli.main([*words, *run.options.split(), "--print_config"])
+            cli.main([*evidence.command(run, 0, Path("work")), "--print_config"])
         said = capsys.readouterr()
         assert end.value.code == 0, f"{run.name}: {said.err}"
 
@@ -48,15 +45,8 @@ def test_a_run_is_made_scored_and_not_repeated(tmp_path, monkeypatch, capsys):
         )
 
     def fit(run, seed, work, more):
-        words = ["fit", "--config", "scenes"]
-        for overlay in run.overlays:
-            words += ["--config", overlay]
-        if run.teacher:
-            words += ["--model.teacher_weights", str(evidence.folder(run.teacher, seed, work))]
-        path = evidence.folder(run.name, seed, work)
-        words += ["--run", str(path), "--data.batch_size", "64", "--trainer.max_epochs", "1"]
-        words += ["--trainer.enable_progress_bar", "false", *run.options.split()]
-        words += ["--trainer.check_val_every_n_epoch", "1"]
+        words = [*evidence.command(run, seed, work), "--data.batch_size", "64"]
+        words += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
         assert cli.main(words) == 0
         made.append(run.name)
         return 1.0

@@ -100,3 +100,12 @@ def test_reuse_touches_no_new_pages():
 def test_reuse_says_where_it_cannot(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _name: object())
     assert memory.reuse() is False
+
+
+def test_reuse_asks_nothing_of_other_systems(monkeypatch):
+    def windows(_name):
+        raise TypeError("a library's name was wanted")
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", windows)
+    monkeypatch.setattr(memory.sys, "platform", "win32")
+    assert memory.reuse() is False
