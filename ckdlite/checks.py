@@ -908,6 +908,97 @@ def longest_run(answer: Function) -> None:
     )
 
 
+def paired_interval(answer: Function) -> None:
+    """Exercise 1 of "What distillation buys": `answer(method, baseline)` gives (low, high)."""
+    # Student's 97.5 % quantiles for 2 and 4 degrees of freedom, from any table of them.
+    quantiles = {3: 4.302653, 5: 2.776445}
+
+    def interval(d: Tensor, quantile: float, correction: int = 1, root: float = 0.5) -> Tensor:
+        half = quantile * d.std(correction=correction) / len(d) ** root
+        return torch.stack([d.mean() - half, d.mean() + half])
+
+    def paired(**options: Any) -> Function:
+        def made(method: list[float], baseline: list[float]) -> Tensor:
+            d = torch.tensor(method) - torch.tensor(baseline)
+            return interval(d, **{"quantile": quantiles[len(d)]} | options)
+
+        return made
+
+    def one_sided(method: list[float], baseline: list[float]) -> Tensor:
+        return paired(quantile={3: 2.919986, 5: 2.131847}[len(method)])(method, baseline)
+
+    def unpaired(method: list[float], baseline: list[float]) -> Tensor:
+        m, b = torch.tensor(method), torch.tensor(baseline)
+        half = quantiles[len(m)] * ((m.var() + b.var()) / len(m)).sqrt()
+        return torch.stack([m.mean() - b.mean() - half, m.mean() - b.mean() + half])
+
+    _compare(
+        answer,
+        paired(),
+        [
+            ([60.0, 63.5, 58.0, 61.0, 62.0], [50.0, 52.0, 49.5, 48.0, 53.5]),
+            ([50.0, 48.0, 51.5], [49.0, 49.5, 50.0]),
+        ],
+        {
+            "1.96 is the normal distribution's; with few seeds take Student's": paired(
+                quantile=1.959964
+            ),
+            "the quantile is 0.975: 2.5 % stay outside on each side": one_sided,
+            "the standard deviation has n - 1 below (ddof=1)": paired(correction=0),
+            "s must be divided by the root of n: it is the mean's interval": paired(root=0.0),
+            "the seeds are not paired: take the differences first": unpaired,
+        },
+        "d = method - baseline; mean(d) ± t * s / sqrt(n), t of n - 1 degrees of freedom",
+    )
+
+
+def calibration_error(answer: Function) -> None:
+    """Exercise 2 of "What distillation buys": `answer(confidence, right, bins)`."""
+
+    def right_one(
+        confidence: Tensor, right: Tensor, bins: int, weighted: bool = True, signed: bool = False
+    ) -> float:
+        place = (confidence * bins).ceil().clamp(1, bins)
+        gaps, weights = [], []
+        for i in range(1, bins + 1):
+            here = place == i
+            if here.any():
+                gap = confidence[here].mean() - right[here].double().mean()
+                gaps.append(float(gap if signed else gap.abs()))
+                weights.append(float(here.double().mean()) if weighted else 1.0)
+        total = sum(weight * gap for weight, gap in zip(weights, gaps, strict=True))
+        return total if weighted else total / len(gaps)
+
+    draw = torch.Generator().manual_seed(0)
+    confidence = 0.1 + 0.89 * torch.rand(200, generator=draw, dtype=torch.float64)
+    right = torch.rand(200, generator=draw, dtype=torch.float64) < confidence.square()
+    few = torch.tensor([0.92, 0.78, 0.57, 0.33], dtype=torch.float64)
+    _compare(
+        answer,
+        right_one,
+        [
+            (confidence, right, 15),
+            (confidence, right, 5),
+            (few, torch.tensor([True, False, True, True]), 10),
+        ],
+        {
+            "each bin counts by its share of the answers": (
+                lambda c, r, bins: right_one(c, r, bins, weighted=False)
+            ),
+            "the gaps are distances: without the absolute value they cancel": (
+                lambda c, r, bins: right_one(c, r, bins, signed=True)
+            ),
+            "the bins are left out: that is the gap of the two means over all answers": (
+                lambda c, r, bins: (c.mean() - r.double().mean()).abs()
+            ),
+            "the distance is of the bin's two means, not of each answer": (
+                lambda c, r, bins: (c - r.double()).abs().mean()
+            ),
+        },
+        "in each bin: share of answers times |mean confidence - share right|; then the sum",
+    )
+
+
 class _UnsolvedError(Exception):
     """The reader has not written an answer yet."""
 

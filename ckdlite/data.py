@@ -5,7 +5,8 @@ therefore gives the same bytes on every machine and with every version of NumPy.
 """
 
 import lzma
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
 from operator import index
 from pathlib import Path
@@ -148,14 +149,23 @@ def cast() -> tuple[Scenes, tuple[str, ...]]:
     return _scenes("test", np.array(places), seed=0, **amounts), names
 
 
-def normalise(images: UInt8[Tensor, "*B 3 H W"]) -> Float32[Tensor, "*B 3 H W"]:
+def normalise(
+    images: UInt8[Tensor, "*B 3 H W"],
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Float32[Tensor, "*B 3 H W"]:
     """Turn bytes into the numbers a network reads.
 
-    Computes (x / 255 − `MEAN`) / `STD` for each channel, with the mean and the standard
-    deviation of the training scenes. Without unit.
+    Computes (x / 255 − mean) / std for each channel. Without unit.
+
+    Args:
+        images: RGB, 0 to 255.
+        mean: of each channel, in units of the [0, 1] range; by default that of the training scenes.
+        std: standard deviation of each channel, above 0; by default that of the training scenes.
 
     Raises:
-        ValueError: the images are not uint8, or have no three channels.
+        ValueError: the images are not uint8, or have no three channels; not three means or
+            standard deviations, or one that is not finite or a std not above 0.
 
     Chapters: all that run a network.
     """
@@ -163,9 +173,12 @@ def normalise(images: UInt8[Tensor, "*B 3 H W"]) -> Float32[Tensor, "*B 3 H W"]:
         raise ValueError(f"images are {images.dtype}; normalise wants torch.uint8, 0 to 255")
     if images.dim() < 3 or images.shape[-3] != 3:
         raise ValueError(f"images have shape {tuple(images.shape)}; normalise wants [..., 3, H, W]")
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
-    return (images.float() / 255 - mean) / std
+    for name, values, low in (("mean", mean, -math.inf), ("std", std, 0)):
+        if len(values) != 3 or not all(low < value < math.inf for value in values):
+            above = " above 0" if name == "std" else ""
+            raise ValueError(f"{name} is {values}; normalise wants three finite numbers{above}")
+    centre, scale = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))
+    return (images.float() / 255 - centre) / scale
 
 
 def cifar(

@@ -6,10 +6,13 @@ Needs matplotlib: ``pip install 'ckdlite[book]'``. Every chapter of the book use
 import base64
 import html
 import io
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .results import Effect
 
 try:
     import matplotlib as mpl
@@ -146,6 +149,47 @@ def show(fig: Figure, caption: str, alt: str) -> None:
         },
         raw=True,
     )
+
+
+def say(text: str) -> None:
+    """Display a paragraph of Markdown, so that its numbers can come from a file.
+
+    The plain-text form is the text itself: a test of the notebook compares it.
+
+    Raises ValueError when the text is empty.
+    """
+    from IPython.display import display
+
+    text = _text("text", text)
+    display({"text/markdown": text, "text/plain": text}, raw=True)
+
+
+def effects(
+    ax: Axes, found: Mapping[str, Effect | None], xlabel: str, times: float | int = 100
+) -> None:
+    """Draw differences with their intervals, one below the other, around a line at zero.
+
+    ``found`` maps a name to an `Effect`, or to None for what was not run, which is said in its
+    row. The thin line is Student's interval, the thick one the bootstrap's. A difference that is
+    told from zero is filled, any other is hollow. ``times`` multiplies the values: 100 makes
+    points of shares.
+    """
+    ax.axvline(0, color=COLOURS["ink"], linewidth=1)
+    for place, one in enumerate(found.values()):
+        if one is None:
+            ax.text(0, place, " not run", va="center", fontsize=11, style="italic")
+            continue
+        colour = COLOURS["distilled"]
+        ax.plot([times * one.low, times * one.high], [place] * 2, color=colour, linewidth=1.5)
+        ax.plot(
+            [times * one.boot_low, times * one.boot_high], [place] * 2, color=colour, linewidth=4
+        )
+        face = colour if one.told else "white"
+        ax.plot(times * one.mean, place, "o", color=colour, markerfacecolor=face, markersize=8)
+    ax.set(xlabel=xlabel, yticks=range(len(found)), ylim=(len(found) - 0.5, -0.5))
+    ax.set_yticklabels(found)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
 
 
 def overlay(

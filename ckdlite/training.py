@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, TensorDataset
 from torchmetrics import MeanMetric
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from . import data, distill
 from .measure import count_spikes
@@ -89,6 +90,8 @@ class SAMD:
         teacher_map: Grad-CAM (paper), or the CAM of a linear layer (released code). Difference 1.
         target: the class of the teacher's map: the label (paper), or what the teacher predicts
             (released code). Difference 1.
+        fade: let the weight fall in a straight line, from its value in the first epoch to 0 after
+            the last, so that the labels have the last word. Ours; not in the paper.
     """
 
     weight: float = 0.0
@@ -97,6 +100,7 @@ class SAMD:
     square: bool = True
     teacher_map: Literal["grad_cam", "cam"] = "grad_cam"
     target: Literal["label", "predicted"] = "label"
+    fade: bool = False
 
     def __post_init__(self) -> None:
         _check_term("samd", self)
@@ -403,6 +407,8 @@ class Distil(_Learner):
                     losses[name] = distill.kd(logits, teacher_logits, **options)
                 elif name == "samd":
                     del options["teacher_map"], options["target"]
+                    if options.pop("fade"):
+                        weights[name] *= 1 - self.current_epoch / self.trainer.max_epochs
                     losses[name] = distill.samd(maps, teacher_maps, **options)
                 else:
                     losses[name] = distill.nld(logits, teacher_logits, **options)
@@ -498,7 +504,76 @@ def load_weights(network: nn.Module, source: str | Path) -> None:
     network.load_state_dict(weights)
 
 
-class SceneData(L.LightningDataModule):
+class _ImageData(L.LightningDataModule):
+    """What both data modules share: order, augmentation, batches."""
+
+    mean: Sequence[float] = data.MEAN
+    std: Sequence[float] = data.STD
+
+    def __init__(
+        self,
+        images: int | None,
+        batch_size: int,
+        augment: Sequence[nn.Module],
+        workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (images is not None and images < batch_size):
+            raise ValueError(
+                f"images and batch_size: got {images} and {batch_size}, wanted a batch of at least "
+                "one image, and images for one batch"
+            )
+        self.images, self.batch_size, self.augment = images, batch_size, list(augment)
+        self.workers, self.seed = workers, seed
+        self._held: dict[str, Dataset] = {}
+
+    def recipe(self) -> dict[str, Any]:
+        """Every setting that all parts of one run must share, as plain values."""
+        return {
+            "images": self.images,
+            "batch_size": self.batch_size,
+            "augment": [_text(step) for step in self.augment],
+            "seed": self.seed,
+        }
+
+    def _open(self, split: str) -> Dataset:
+        """Items are a uint8 image `[3, H, W]`, a label and whatever else there is."""
+        raise NotImplementedError
+
+    def _dataset(self, split: str) -> Dataset:
+        if split not in self._held:
+            self._held[split] = self._open(split)
+        return self._held[split]
+
+    def train_dataloader(self) -> DataLoader:
+        images = self._dataset("train")
+        trainer = self.trainer
+        ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return DataLoader(
+            _Augmented(images, self.augment),
+            self.batch_size,
+            sampler=_Order(len(images), self.seed, *ranks),
+            drop_last=True,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+        )
+
+    def _whole(self, split: str) -> DataLoader:
+        return DataLoader(self._dataset(split), batch_size=250, num_workers=self.workers)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._whole("validation")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._whole("test")
+
+    def on_after_batch_transfer(self, batch: Sequence[Tensor], _index: int) -> list[Tensor]:
+        images, *rest = batch
+        return [data.normalise(images, self.mean, self.std), *rest]
+
+
+class SceneData(_ImageData):
     """Cluttered Fashion-MNIST for training, with torchvision's augmentations.
 
     Training batches are images `[B, 3, 32, 32]`, normalised, and labels; those of validation (2,000
@@ -525,58 +600,74 @@ class SceneData(L.LightningDataModule):
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if batch_size < 1 or images < batch_size:
-            raise ValueError(
-                f"images and batch_size: got {images} and {batch_size}, wanted a batch of at least "
-                "one image, and images for one batch"
-            )
-        self.images, self.batch_size, self.augment = images, batch_size, list(augment)
-        self.clutter, self.workers, self.seed = clutter, workers, seed
-        self._held: dict[str, data.Scenes] = {}
+        super().__init__(images, batch_size, augment, workers, seed)
+        self.clutter = clutter
 
     def recipe(self) -> dict[str, Any]:
-        """Every setting that all parts of one run must share, as plain values."""
-        return {
-            "images": self.images,
-            "batch_size": self.batch_size,
-            "augment": [_text(step) for step in self.augment],
-            "clutter": self.clutter,
-            "seed": self.seed,
-        }
+        return super().recipe() | {"clutter": self.clutter}
 
-    def _scenes(self, split: str) -> data.Scenes:
-        if split not in self._held:
-            n = self.images if split == "train" else None
-            self._held[split] = data.cluttered(split, n, clutter=self.clutter)
-        return self._held[split]
+    def _open(self, split: str) -> Dataset:
+        n = self.images if split == "train" else None
+        return TensorDataset(*data.cluttered(split, n, clutter=self.clutter))
 
-    def train_dataloader(self) -> DataLoader:
-        scenes = self._scenes("train")
-        trainer = self.trainer
-        ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        return DataLoader(
-            _Augmented(scenes.images, scenes.labels, self.augment),
-            self.batch_size,
-            sampler=_Order(len(scenes.labels), self.seed, *ranks),
-            drop_last=True,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-        )
 
-    def _whole(self, split: str) -> DataLoader:
-        dataset = torch.utils.data.TensorDataset(*self._scenes(split))
-        return DataLoader(dataset, batch_size=250)
+class FolderData(_ImageData):
+    """A folder of images for training, `root/train/<class>/*` and `root/test/<class>/*`.
 
-    def val_dataloader(self) -> DataLoader:
-        return self._whole("validation")
+    Batches are images `[B, 3, size, size]`, normalised, and labels. One tenth of every class of the
+    training images is the validation split. Order and augmentation depend on the seed, the epoch
+    and the image alone, not on the number of workers. There are no masks: where a map lies is not
+    scored.
 
-    def test_dataloader(self) -> DataLoader:
-        return self._whole("test")
+    Args:
+        root: the folder.
+        images: how many training images, a random choice that is always the same; None takes all.
+        size: side of the square to which each image is resized and cut; None leaves them as they
+            are, all of one size.
+        batch_size: images a training batch, on each device.
+        augment: transforms of a training image, uint8 `[3, size, size]`, in this order.
+        mean: of each channel, in units of the [0, 1] range. The default is CIFAR-10's.
+        std: standard deviation of each channel. The default is CIFAR-10's.
+        workers: processes that load; 0 loads in the training process.
+        seed: fixes the order and the augmentation, not which images.
 
-    def on_after_batch_transfer(self, batch: Sequence[Tensor], _index: int) -> list[Tensor]:
-        images, *rest = batch
-        return [data.normalise(images), *rest]
+    Raises:
+        FileNotFoundError: no such folder, when its images are first wanted.
+        ValueError: more images wanted than there are, and all that `data.folder` raises.
+
+    Source: see `data.folder`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        images: int | None = None,
+        size: int | None = 32,
+        batch_size: int = 128,
+        augment: Sequence[nn.Module] = (),
+        mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
+        std: Sequence[float] = (0.2470, 0.2435, 0.2616),
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(images, batch_size, augment, workers, seed)
+        self.root, self.size, self.mean, self.std = Path(root), size, tuple(mean), tuple(std)
+
+    def recipe(self) -> dict[str, Any]:
+        # Not the root: a run may go on where the images lie elsewhere.
+        return super().recipe() | {"size": self.size, "mean": self.mean, "std": self.std}
+
+    def _open(self, split: str) -> Dataset:
+        found = data.folder(self.root, split, size=self.size, transform=pil_to_tensor)
+        if split != "train" or self.images is None:
+            return found
+        if self.images > len(found):
+            raise ValueError(
+                f"images: got {self.images}, wanted at most the {len(found)} training images of "
+                f"{self.root}"
+            )
+        draw = torch.Generator().manual_seed(0)
+        return Subset(found, torch.randperm(len(found), generator=draw)[: self.images].tolist())
 
 
 class _Order(Sampler[tuple[int, int]]):
@@ -606,20 +697,20 @@ class _Order(Sampler[tuple[int, int]]):
 class _Augmented(Dataset):
     """Images and labels by `(position, seed)`; the seed alone decides the augmentation."""
 
-    def __init__(self, images: Tensor, labels: Tensor, steps: Sequence[nn.Module]) -> None:
-        self.images, self.labels, self.steps = images, labels, steps
+    def __init__(self, images: Dataset, steps: Sequence[nn.Module]) -> None:
+        self.images, self.steps = images, steps
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         position, seed = key
-        image = self.images[position]
+        image, label = self.images[position][:2]
         with torch.random.fork_rng(devices=[]):  # transforms draw from the global generator
             torch.default_generator.manual_seed(seed)
             for step in self.steps:
                 image = step(image)
-        return image, self.labels[position]
+        return image, label
 
 
 def _mix(*numbers: int) -> int:

@@ -3,6 +3,7 @@
     python experiments/evidence.py             # all that is missing, in the plan's order
     python experiments/evidence.py --list      # what there is to run, and what is done
     python experiments/evidence.py --only kd   # some runs, by name
+    python experiments/evidence.py --photos FOLDER   # with those on photographs
 
 A run is `ckdlite fit`, one core; then its last epoch's weights answer the test set, once, and its
 row goes into `ckdlite/assets/evidence.csv`, which the book reads.
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from datetime import date
 from functools import cache
@@ -40,15 +42,24 @@ SCORES = [
     *("shifted_accuracy", "shifted_peak"),
 ]
 COLUMNS = ["run", "seed", *SCORES, "epochs", "commit", "date", "seconds", "torch"]
+LAYER = "stage3"  # whose maps are scored, whichever were compared in training
 SHIFTED_CLUTTER = 12  # patches a scene; the networks were trained with 6
+COMMIT = subprocess.run(  # of this checkout, with a + where files differ from it
+    ["git", "-C", str(HERE), "describe", "--always", "--dirty=+"], capture_output=True, text=True
+).stdout.strip()
+PHOTOS = 6  # the question whose runs want a folder of photographs
 # Each run starts as a copy of one process that has imported everything.
 PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload(["ckdlite.cli"])
 
 
 class Run(NamedTuple):
-    """One setting: its name, overlays of the recipe `scenes`, options, seeds, and its teacher."""
+    """One setting: its name, overlays of the recipe `scenes`, options, seeds, and its teacher.
 
+    `question` is its number in the plan. A run of question 6 wants the folder of photographs.
+    """
+
+    question: int
     name: str
     overlays: tuple[str, ...]
     options: str = ""
@@ -57,17 +68,12 @@ class Run(NamedTuple):
 
 
 def plan() -> list[Run]:
-    """Every run of the plan, in its order."""
-    runs = [
-        Run("label-only", ("label-only",), seeds=5),
-        Run("kd", ("kd",), seeds=5),
-        Run("samd", ("samd",), seeds=5),
-        Run("nld", ("nld",), seeds=5),
-        Run("paper", ("paper",), seeds=5),
-        Run("both", ("both",), seeds=5),
-        Run("kd+samd", ("kd", "samd"), seeds=5),
-        Run("released", ("released",), seeds=5),
-    ]
+    """Every run of the plan, in its order; a teacher stands before its students."""
+    names = ("label-only", "kd", "samd", "nld", "paper", "both", "kd+samd", "released")
+    runs = [Run(1, name, tuple(name.split("+")), seeds=5) for name in names]
+    runs.append(Run(6, "photos teacher", ("photos", "teacher"), teacher=""))
+    for name in ("label-only", "kd", "paper"):
+        runs.append(Run(6, f"photos {name}", ("photos", name), teacher="photos teacher"))
     # The nine differences of the released code, each alone.
     differences = {
         "teacher map": "--model.samd.teacher_map cam --model.samd.target predicted",
@@ -81,65 +87,79 @@ def plan() -> list[Run]:
         "two-layer head": "--model.student.head_width 256",
     }
     for i, (name, options) in enumerate(differences.items(), 1):
-        runs.append(Run(f"paper {i} {name}", ("paper",), options))
-    # Scaling, weight and stage of SAMD.
-    for scaling, weights in {
-        "sample": (1, 10, 30),
-        "batch": (3, 30),
-        "zscore": (0.3, 1, 3),
-        "none": (0.01, 0.1),
-    }.items():
-        for weight in weights:
-            options = f"--model.samd.normalise {scaling} --model.samd.weight {weight}"
-            runs.append(Run(f"samd {scaling} {weight}", ("samd",), options))
+        runs.append(Run(3, f"paper {i} {name}", ("paper",), options))
+
+    # Scaling, weight, stage and schedule of SAMD; first one of each, then the other weights.
+    def scaled(how: str, weight: float) -> Run:
+        options = f"--model.samd.normalise {how} --model.samd.weight {weight}"
+        return Run(4, f"samd {how} {weight}", ("samd",), options)
+
+    runs += [scaled("zscore", 1), scaled("sample", 10), scaled("batch", 30), scaled("none", 0.1)]
     stage2 = "--model.student_layer stage2 --model.teacher_layer stage2"
-    runs.append(Run("samd stage2", ("samd",), stage2))
+    runs.append(Run(4, "samd stage2", ("samd",), stage2))
     zscore = "--model.samd.normalise zscore --model.samd.weight 1"
-    runs.append(Run("nld+samd zscore", ("nld", "samd"), zscore))
+    fade = f"{zscore} --model.samd.fade true"
+    runs.append(Run(4, "samd zscore 1 fade", ("samd",), fade))
+    runs.append(Run(4, "nld+samd zscore", ("nld", "samd"), zscore))
     # Where looking at the object might pay: fewer images for as many steps, more clutter.
     few = "--data.images 1500 --trainer.max_epochs 42"
     dense = f"--data.clutter {SHIFTED_CLUTTER}"
-    runs.append(Run("teacher, more clutter", ("teacher",), dense, teacher=""))
-    for name in ("label-only", "kd", "samd", "kd+samd"):
-        overlays = tuple(name.split("+"))
-        runs.append(Run(f"{name}, few images", overlays, few))
-        runs.append(Run(f"{name}, more clutter", overlays, dense, teacher="teacher, more clutter"))
+    for name in ("label-only", "samd", "kd", "kd+samd"):
+        runs.append(Run(5, f"{name}, few images", tuple(name.split("+")), few))
+    crowded = "teacher, more clutter"
+    runs.append(Run(5, crowded, ("teacher",), dense, teacher=""))
+    for name in ("label-only", "samd", "kd", "kd+samd"):
+        more = Run(5, f"{name}, more clutter", tuple(name.split("+")), dense, teacher=crowded)
+        runs.append(more)
+    runs += [scaled("sample", 1), scaled("sample", 30), scaled("zscore", 0.3), scaled("zscore", 3)]
+    runs += [scaled("batch", 3), scaled("none", 0.01)]
+    # As long as the budget lasts.
+    for steps in (1, 4):
+        for name in ("label-only", "kd", "samd", "nld"):
+            options = f"--model.student.timesteps {steps}"
+            runs.append(Run(7, f"{name}, T = {steps}", (name,), options))
+    noise = {
+        "strength 0.3": "--model.nld.strength 0.3",
+        "strength 1": "--model.nld.strength 1",
+        "variance": "--model.nld.spread variance",
+        "probabilities": "--model.nld.mix probabilities",
+        "8 draws": "--model.nld.draws 8",
+    }
+    runs += [Run(7, f"nld {name}", ("nld",), options) for name, options in noise.items()]
     return runs
 
 
 def jobs() -> list[tuple[Run, int]]:
     """Runs and seeds: all teachers first, question 1 seed by seed, then the rest run by run."""
-    teacher = Run("teacher", ("teacher",), seeds=5, teacher="")
-    every = plan()
-    first = [run for run in every if run.seeds == 5]
-    found = [(teacher, seed) for seed in range(5)]
+    first = [run for run in plan() if run.question == 1]
+    found = [(Run(1, "teacher", ("teacher",), seeds=5, teacher=""), seed) for seed in range(5)]
     found += [(run, seed) for seed in range(5) for run in first]
-    return found + [(run, seed) for run in every if run not in first for seed in range(run.seeds)]
+    return found + [(run, seed) for run in plan()[len(first) :] for seed in range(run.seeds)]
 
 
 def folder(name: str, seed: int, work: Path) -> Path:
     return work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
-def command(run: Run, seed: int, work: Path) -> list[str]:
+def command(run: Run, seed: int, work: Path, photos: Path | None) -> list[str]:
     """The words behind `ckdlite` that train it."""
     words = ["fit", "--run", str(folder(run.name, seed, work)), "--config", "scenes"]
     for overlay in run.overlays:
         words += ["--config", overlay]
     words += ["--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
-    if run.teacher:  # what a student only logs costs time and changes no weight
-        words += ["--trainer.check_val_every_n_epoch", "1000", "--model.gradient_norms_every", "0"]
     if run.teacher:
         words += ["--model.teacher_weights", str(folder(run.teacher, seed, work))]
+        # What a student only logs costs time and changes no weight.
+        words += ["--trainer.check_val_every_n_epoch", "1000", "--model.gradient_norms_every", "0"]
+    if run.question == PHOTOS:
+        words += ["--data.root", str(photos)]
     return [*words, *run.options.split()]
 
 
-def fit(run: Run, seed: int, work: Path, more: list[str]) -> float:
+def fit(path: Path, words: list[str]) -> float:
     """Train, or go on with training; the seconds that it took."""
-    path = folder(run.name, seed, work)
     path.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    words = [*command(run, seed, work), *more]
     process = PROCESSES.Process(target=_train, args=(words, path.with_suffix(".log")))
     process.start()
     process.join()
@@ -158,8 +178,16 @@ def _train(words: list[str], log: Path) -> None:
 
 
 @cache
-def test_scenes(clutter: int) -> data.Scenes:
+def scenes(clutter: int) -> data.Scenes:
     return data.cluttered("test", clutter=clutter)
+
+
+@cache
+def photographs(root: str) -> tuple[Tensor, Tensor]:
+    """Images, normalised, and labels of the test part."""
+    source = training.FolderData(root)
+    images, labels = zip(*source.test_dataloader(), strict=True)
+    return data.normalise(torch.cat(images), source.mean, source.std), torch.cat(labels)
 
 
 def built(spec: dict[str, Any]) -> torch.nn.Module:
@@ -173,68 +201,73 @@ def built(spec: dict[str, Any]) -> torch.nn.Module:
 def score(path: Path) -> dict[str, float]:
     """Every outcome of the plan, for the last epoch's weights on the test set."""
     config = yaml.safe_load((path / "config.yaml").read_text())
-    spec = config["model"]["init_args"]
+    spec, about_data = config["model"]["init_args"], config["data"]["init_args"]
     is_teacher = config["model"]["class_path"].endswith("Teacher")
     model = built(spec["network" if is_teacher else "student"])
     training.load_weights(model, checkpoint(path, "last"))
     model.eval()
-    trained = config["data"]["init_args"]["clutter"]
-    found: dict[str, float] = {}
-    for patches in dict.fromkeys((trained, SHIFTED_CLUTTER)):
-        scenes = test_scenes(patches)
-        x = data.normalise(scenes.images)
-        if is_teacher:
-            maps, logits = _teacher_maps(model, "stage3", x, scenes.labels)
-        else:
-            maps, logits, rates = _student_maps(model, "stage3", x)
-        hits = pointing_game(maps, scenes.masks)
-        right = (logits.argmax(1) == scenes.labels).float()
-        if patches != trained:
-            found |= {"shifted_accuracy": right.mean(), "shifted_peak": hits.mean()}
-            continue
-        aside = ~scenes.masks[:, 15:17, 15:17].flatten(1).any(1)  # the canvas's centre is off it
+    look = _teacher_maps if is_teacher else _student_maps
+    if "root" in about_data:
+        (x, y), masks = photographs(about_data["root"]), None
+    else:
+        test = scenes(about_data["clutter"])
+        x, y, masks = data.normalise(test.images), test.labels, test.masks
+    maps, logits, rate = look(model, x, y)
+    found = {
+        "accuracy": measure.accuracy(logits, y),
+        "calibration_error": multiclass_calibration_error(
+            logits.softmax(1), y, logits.shape[1], n_bins=15
+        ),
+        "entropy": measure.entropy(logits).mean(),
+    }
+    if masks is not None:
+        hits = pointing_game(maps, masks)
+        aside = ~masks[:, 15:17, 15:17].flatten(1).any(1)  # the canvas's centre is off it
         found |= {
-            "accuracy": right.mean(),
             "peak_on_object": hits.mean(),
             "peak_aside": hits[aside].mean(),
-            "mass_on_object": mask_overlap(maps, scenes.masks).mean(),
-            "calibration_error": multiclass_calibration_error(
-                logits.softmax(1), scenes.labels, logits.shape[1], n_bins=15
-            ),
-            "entropy": measure.entropy(logits).mean(),
+            "mass_on_object": mask_overlap(maps, masks).mean(),
         }
-        if not is_teacher:
-            teacher = built(spec["teacher"])
-            saved = torch.load(checkpoint(path, "last"), weights_only=True)["state_dict"].items()
-            own = {k.removeprefix("teacher."): v for k, v in saved if k.startswith("teacher.")}
-            teacher.load_state_dict(own)
-            guide, _ = _teacher_maps(teacher.eval(), "stage3", x, scenes.labels)
-            cost = measure.operations(model, x[:500])
+        if about_data["clutter"] != SHIFTED_CLUTTER:
+            test = scenes(SHIFTED_CLUTTER)
+            other, answers, _ = look(model, data.normalise(test.images), test.labels)
             found |= {
-                "divergence": map_divergence(maps, guide).nanmean(),
-                "firing_rate": rates,
-                "synaptic_operations": cost.acs,
-                "microjoules": cost.microjoules,
+                "shifted_accuracy": measure.accuracy(answers, test.labels),
+                "shifted_peak": pointing_game(other, test.masks).mean(),
             }
+    if not is_teacher:
+        teacher = built(spec["teacher"])
+        saved = torch.load(checkpoint(path, "last"), weights_only=True)["state_dict"].items()
+        own = {k.removeprefix("teacher."): v for k, v in saved if k.startswith("teacher.")}
+        teacher.load_state_dict(own)
+        guide, _, _ = _teacher_maps(teacher.eval(), x, y)
+        cost = measure.operations(model, x[:500])
+        found |= {
+            "divergence": map_divergence(maps, guide).nanmean(),
+            "firing_rate": rate,
+            "synaptic_operations": cost.acs,
+            "microjoules": cost.microjoules,
+        }
     return {name: float(value) for name, value in found.items()}
 
 
-def _student_maps(model: torch.nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor, float]:
+def _student_maps(
+    model: torch.nn.Module, x: Tensor, _labels: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    """Maps and logits of the images, and the mean firing rate."""
     maps, logits, rates = [], [], []
     for batch in x.split(250):
-        with record(model, layer) as features, measure.count_spikes(model) as counted:
+        with record(model, LAYER) as features, measure.count_spikes(model) as counted:
             logits.append(model(batch).mean(0))
-        maps.append(spike_map(features[layer]))
+        maps.append(spike_map(features[LAYER]))
         rates.append(sum(sum(found) for found in counted.values()) / len(counted))
     return torch.cat(maps), torch.cat(logits), sum(rates) / len(rates)
 
 
-def _teacher_maps(
-    model: torch.nn.Module, layer: str, x: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor]:
+def _teacher_maps(model: torch.nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, None]:
     pairs = zip(x.split(250), y.split(250), strict=True)
-    maps, logits = zip(*(grad_cam(model, layer, *pair) for pair in pairs), strict=True)
-    return torch.cat(maps), torch.cat(logits)
+    maps, logits = zip(*(grad_cam(model, LAYER, *pair) for pair in pairs), strict=True)
+    return torch.cat(maps), torch.cat(logits), None
 
 
 def measured(table: Path) -> dict[tuple[str, int], dict[str, str]]:
@@ -243,6 +276,15 @@ def measured(table: Path) -> dict[tuple[str, int], dict[str, str]]:
         return {}
     with table.open(newline="") as file:
         return {(row["run"], int(row["seed"])): row for row in csv.DictReader(file)}
+
+
+def write_plan(path: Path) -> None:
+    """The settings and how many seeds each wants, in the plan's order, for the book."""
+    wanted = Counter(run for run, _seed in jobs())
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["question", "run", "seeds"])
+        writer.writerows([run.question, run.name, count] for run, count in wanted.items())
 
 
 def write(row: dict[str, Any], table: Path) -> None:
@@ -257,11 +299,12 @@ def write(row: dict[str, Any], table: Path) -> None:
     beside.replace(table)
 
 
-def one(run: Run, seed: int, work: Path, commit: str, more: list[str]) -> dict[str, Any]:
-    seconds = fit(run, seed, work, more)
-    path = folder(run.name, seed, work)
+def one(run: Run, seed: int, given: argparse.Namespace, more: list[str]) -> dict[str, Any]:
+    """Train and score one run; its row."""
+    path = folder(run.name, seed, given.work)
+    seconds = fit(path, [*command(run, seed, given.work, given.photos), *more])
     scores = {name: f"{value:.6g}" for name, value in score(path).items()}
-    about = {"commit": commit, "date": date.today().isoformat(), "seconds": round(seconds)}
+    about = {"commit": COMMIT, "date": date.today().isoformat(), "seconds": round(seconds)}
     about |= {"epochs": torch.load(checkpoint(path, "last"), weights_only=True)["epoch"] + 1}
     return {"run": run.name, "seed": seed, **scores, **about, "torch": torch.__version__}
 
@@ -272,6 +315,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="RUN", help="names of runs")
     parser.add_argument("--at-once", type=int, default=2, help="runs side by side, a core each")
     parser.add_argument("--hours", type=float, default=6.0, help="start no run after that")
+    parser.add_argument("--photos", type=Path, help="folder with train/<class>/*, test/<class>/*")
     parser.add_argument("--work", type=Path, default=HERE / "work" / "evidence")
     parser.add_argument("--table", type=Path, default=FOLDER / "evidence.csv")
     given, more = parser.parse_known_args()  # what is left is for `ckdlite fit`
@@ -283,10 +327,13 @@ def main() -> None:
         for run, seed in jobs():
             print(f"{'done' if (run.name, seed) in done else 'not run':>8}  {run.name} seed {seed}")
         return
+    write_plan(given.table.with_name("planned.csv"))
     torch.set_num_threads(1)
-    commit = _commit()
     missing = [(run, seed) for run, seed in jobs() if (run.name, seed) not in done]
     missing = [(run, seed) for run, seed in missing if not given.only or run.name in given.only]
+    if given.photos is None and any(run.question == PHOTOS for run, _ in missing):
+        print(f"question {PHOTOS} is left out: it wants --photos FOLDER", flush=True)
+        missing = [(run, seed) for run, seed in missing if run.question != PHOTOS]
     # The table may come without the folders: a teacher that is wanted is then trained again.
     teachers = {(run.teacher, seed) for run, seed in missing if run.teacher}
     wanted = [
@@ -304,7 +351,7 @@ def main() -> None:
                 return None
             if run.teacher and (run.teacher, seed) in waiting:
                 waiting[run.teacher, seed].result()
-            return one(run, seed, given.work, commit, more)
+            return one(run, seed, given, more)
 
         for run, seed in wanted:
             future = pool.submit(start_one, run, seed)
@@ -324,13 +371,6 @@ def main() -> None:
             print(f"{run.name} seed {seed}: {row['accuracy']} in {row['seconds']} s", flush=True)
     if failed:
         sys.exit(f"{len(failed)} runs failed: {', '.join(failed)}")
-
-
-def _commit() -> str:
-    """The commit of this checkout, with a + where files differ from it."""
-    words = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    return done.stdout.strip() or "no git"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -608,3 +609,62 @@ def test_longest_run(capsys):
     assert "keeps more than" in check(lambda room, ann, share: room // ann)
     assert "not even one" in check(lambda room, ann, share: max(1, room // (share * ann)))
     assert "Not solved yet" in check(lambda room, ann, share: ...)
+
+
+def test_paired_interval(capsys):
+    from scipy.stats import t
+
+    def verdict(answer):
+        return said(capsys, checks.paired_interval, answer)
+
+    def interval(d, q=0.975, ddof=1, root=0.5, quantile=None):
+        d = np.asarray(d)
+        t_value = quantile or t.ppf(q, len(d) - 1)
+        half = t_value * d.std(ddof=ddof) / len(d) ** root
+        return d.mean() - half, d.mean() + half
+
+    def by(**options):
+        return lambda a, b: interval(np.array(a) - np.array(b), **options)
+
+    assert verdict(by()) == "Right."
+    assert "Student's" in verdict(by(quantile=1.959964))
+    assert "0.975" in verdict(by(q=0.95))
+    assert "ddof=1" in verdict(by(ddof=0))
+    assert "root of n" in verdict(by(root=0))
+
+    def unpaired(a, b):
+        a, b = torch.tensor(a), torch.tensor(b)
+        half = t.ppf(0.975, len(a) - 1) * ((a.var() + b.var()) / len(a)) ** 0.5
+        return a.mean() - b.mean() - half, a.mean() - b.mean() + half
+
+    assert "not paired" in verdict(unpaired)
+    assert "got" in verdict(lambda a, b: (0.0, 1.0))
+    assert "Not solved yet" in verdict(lambda a, b: None)
+
+
+def test_calibration_error(capsys):
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    def verdict(answer):
+        return said(capsys, checks.calibration_error, answer)
+
+    def binned(c, r, bins, weigh=True, distance=abs):
+        edges = torch.linspace(0, 1, bins + 1, dtype=c.dtype)
+        total, count = 0.0, 0
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            here = (c > low) & (c <= high)
+            if here.any():
+                gap = (c[here].mean() - r[here].double().mean()).item()
+                total += distance(gap) * (here.double().mean().item() if weigh else 1)
+                count += 1
+        return total if weigh else total / count
+
+    assert verdict(binned) == "Right."
+    # torchmetrics reads a probability of the positive class as the confidence.
+    assert verdict(lambda c, r, bins: binary_calibration_error(c, r.int(), bins)) == "Right."
+    assert "share of the answers" in verdict(lambda c, r, n: binned(c, r, n, weigh=False))
+    assert "cancel" in verdict(lambda c, r, n: binned(c, r, n, distance=lambda gap: gap))
+    assert "bins are left out" in verdict(lambda c, r, n: (c.mean() - r.double().mean()).abs())
+    assert "not of each answer" in verdict(lambda c, r, n: (c - r.double()).abs().mean())
+    assert "got" in verdict(lambda c, r, n: 0.5)
+    assert "Not solved yet" in verdict(lambda c, r, n: None)

@@ -133,6 +133,8 @@ def test_normalise_centres_the_training_images():
     want = (1 - torch.tensor(data.MEAN)) / torch.tensor(data.STD)
     assert one.dtype == torch.float32
     assert torch.allclose(one[:, 0, 0], want)
+    other = normalise(torch.full((3, 2, 2), 51, dtype=torch.uint8), (0.1, 0.2, 0.3), (0.1, 1, 2))
+    assert other[:, 1, 1].tolist() == pytest.approx([1, 0, -0.05], abs=1e-6)
 
 
 def test_cast_are_six_test_scenes():
@@ -170,6 +172,13 @@ def test_bad_images_to_normalise():
         normalise(torch.zeros(3, 4, 4))
     with pytest.raises(ValueError, match=r"shape \(1, 4, 4\); normalise wants"):
         normalise(torch.zeros(1, 4, 4, dtype=torch.uint8))
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    for mean in ((0.5, 0.5), (0.5, 0.5, float("nan")), (0.5, 0.5, float("inf"))):
+        with pytest.raises(ValueError, match=r"mean is .*; normalise wants three finite numbers"):
+            normalise(image, mean)
+    for std in ((0.5, 0.5), (0.5, 0.5, 0.0), (-1.0, 1.0, 1.0)):
+        with pytest.raises(ValueError, match=r"std is .*three finite numbers above 0"):
+            normalise(image, std=std)
 
 
 @pytest.fixture

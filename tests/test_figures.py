@@ -1,6 +1,7 @@
 """Figures: the style, the way onto the page, the overlay."""
 
 import io
+import math
 import re
 
 import matplotlib
@@ -14,6 +15,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from ckdlite import figures  # noqa: E402
+from ckdlite.results import Effect  # noqa: E402
 
 
 @pytest.fixture
@@ -154,3 +156,40 @@ def test_overlay_names_what_does_not_fit(image, heat, mask, message):
     _, ax = plt.subplots()
     with pytest.raises(ValueError, match=message):
         figures.overlay(ax, image, heat, mask)
+
+
+def test_say_shows_markdown_and_its_text(shown):
+    figures.say("**KD** gains 9 points. ")
+    assert shown == [
+        {"text/markdown": "**KD** gains 9 points.", "text/plain": "**KD** gains 9 points."}
+    ]
+    with pytest.raises(ValueError, match="text is empty"):
+        figures.say(" ")
+
+
+def test_effects_are_drawn_where_they_are():
+    told = Effect(0.1, 0.08, 0.12, 0.09, 0.11, 5)
+    open_ = Effect(-0.01, -0.05, 0.03, -0.03, 0.01, 3)
+    single = Effect(0.02, *[math.nan] * 4, 1)
+    with matplotlib.rc_context():
+        figures.style()
+        fig, ax = plt.subplots()
+        figures.effects(ax, {"A": told, "B": open_, "C": None, "D": single}, "points")
+        zero, *lines = ax.get_lines()
+        assert set(zero.get_xdata()) == {0}
+        drawn = {}
+        for line in lines:
+            drawn.setdefault(int(line.get_ydata()[0]), []).append(line)
+        thin, thick, dot = drawn[0]
+        assert thin.get_xdata() == pytest.approx([8, 12]) and thick.get_xdata() == pytest.approx(
+            [9, 11]
+        )
+        assert thin.get_linewidth() < thick.get_linewidth()
+        assert dot.get_xdata() == pytest.approx([10])
+        assert dot.get_markerfacecolor() == figures.COLOURS["distilled"]
+        assert drawn[1][2].get_markerfacecolor() == "white"
+        assert 2 not in drawn and [text.get_text() for text in ax.texts] == [" not run"]
+        assert drawn[3][2].get_xdata() == pytest.approx([2])
+        assert [label.get_text() for label in ax.get_yticklabels()] == list("ABCD")
+        assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first name is on top
+        plt.close(fig)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -30,7 +31,16 @@ from ckdlite.saliency import (
     rank_correlation,
     spike_map,
 )
-from ckdlite.training import KD, NLD, SAMD, Distil, SceneData, Teacher, load_weights
+from ckdlite.training import (
+    KD,
+    NLD,
+    SAMD,
+    Distil,
+    FolderData,
+    SceneData,
+    Teacher,
+    load_weights,
+)
 
 # Many of these runs do not look how they do.
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
@@ -1003,6 +1013,96 @@ def test_ranks_share_the_images_out(count, ranks):
         assert len(set(seeds)) == len(seeds)
 
 
+def photos(root, count=12, classes=("cat", "dog"), size=(40, 32)):
+    """A folder of images, each of one colour, which says its class and its number."""
+    for part in ("train", "test"):
+        for label, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                picture = Image.new("RGB", size, (label * 100, i, 200))
+                picture.save(root / part / name / f"{i:03}.png")
+    return root
+
+
+def which(images, labels):
+    """Label and number of each image."""
+    return list(zip(labels.tolist(), images[:, 1, 0, 0].round().int().tolist(), strict=True))
+
+
+def test_a_folder_of_images(tmp_path):
+    root = photos(tmp_path)
+    steps = [v2.RandomHorizontalFlip()]
+    module = FolderData(root, batch_size=4, augment=steps, mean=(0, 0, 0), std=(1, 1, 1))
+    seen = []
+    for batch in module.train_dataloader():
+        images, labels = module.on_after_batch_transfer(batch, 0)
+        assert images.shape == (4, 3, 32, 32) and images.dtype == torch.float32
+        assert torch.equal((images[:, 0, 0, 0] * 255 / 100).round().long(), labels)
+        seen += which(images * 255, labels)
+    held = [one for batch in module.val_dataloader() for one in which(*batch)]
+    # Two of 24 are held out, one a class; five batches of four are made of the other 22.
+    assert len(set(seen)) == len(seen) == 20 and len(held) == 2 and not set(seen) & set(held)
+    assert sum(len(labels) for _, labels in module.test_dataloader()) == 24
+
+
+def test_fewer_images_are_the_same_for_every_seed(tmp_path):
+    root = photos(tmp_path)
+
+    def shown(**options):
+        batches = FolderData(root, batch_size=3, **options).train_dataloader()
+        return [one for batch in batches for one in which(*batch)]
+
+    first, second = shown(images=6, seed=0), shown(images=6, seed=1)
+    assert len(first) == 6 and first != second and sorted(first) == sorted(second)
+    assert shown(images=6, seed=0) == first
+    assert shown(images=6, workers=2) == first
+    assert {label for label, _ in shown(images=12)} == {0, 1}
+
+
+def test_a_student_learns_from_photographs(tmp_path):
+    """The engine takes images without masks, and logs what can be known without them."""
+    module = FolderData(photos(tmp_path), batch_size=8)
+    fitted = trainer()
+    fitted.fit(distil(samd=SAMD(weight=1.0)), module)
+    logged = fitted.callback_metrics
+    assert "val/accuracy" in logged and "val/divergence" in logged
+    assert not [name for name in logged if "object" in name]
+
+
+@pytest.mark.bad_input
+def test_folders_that_do_not_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing; expected"):
+        FolderData(tmp_path / "nowhere").train_dataloader()
+    root = photos(tmp_path)
+    with pytest.raises(ValueError, match="images: got 23, wanted at most the 22 training images"):
+        FolderData(root, images=23, batch_size=4).train_dataloader()
+    with pytest.raises(ValueError, match="images and batch_size: got 3 and 4"):
+        FolderData(root, images=3, batch_size=4)
+
+
+def test_samd_fades_in_a_straight_line():
+    """The weight of epoch e of n is 1 - e / n of its value; the other terms keep theirs."""
+    found = []
+
+    class Watched(Distil):
+        def log_dict(self, terms, **options):
+            self.terms = {k.removeprefix("train/"): v.item() for k, v in terms.items()}
+            super().log_dict(terms, **options)
+
+        def training_step(self, batch, index):
+            total = super().training_step(batch, index)
+            rest = total.item() - self.terms["ce"] - 2 * self.terms["nld"]
+            found.append((self.current_epoch, rest / self.terms["samd"]))
+            return total
+
+    terms = {"samd": SAMD(weight=3.0, fade=True), "nld": NLD(weight=2.0)}
+    module = Watched(Brain(), Eye(), **NAMES, gradient_norms_every=0, **terms)
+    trainer(4).fit(module, loader())
+    assert {epoch for epoch, _ in found} == {0, 1, 2, 3}
+    for epoch, weight in found:
+        assert weight == pytest.approx(3 * (1 - epoch / 4), abs=1e-3)
+
+
 @pytest.mark.bad_input
 def test_sizes_that_make_no_batch():
     for given in ({"images": 3, "batch_size": 4}, {"batch_size": 0}, {"images": 0}):
@@ -1014,8 +1114,10 @@ def test_sizes_that_make_no_batch():
 
 def test_every_setting_of_the_data_is_in_its_recipe():
     """A new setting must be named here: all parts of one run share it, or it changes nothing."""
-    module = scenes()
-    assert module.recipe().keys() | {"workers"} == set(inspect.signature(SceneData).parameters)
+    free = {"workers", "root"}  # a run may go on where the images lie elsewhere
+    for module in (scenes(), FolderData("photos")):
+        settings = set(inspect.signature(type(module)).parameters)
+        assert module.recipe().keys() == settings - free
 
 
 def test_every_setting_of_the_modules_is_in_their_recipe():
