@@ -104,7 +104,8 @@ def cut_font(characters: set[str], target: Path):
     settings.with_zopfli = False
     font = subset.load_font(str(FONT), settings)
     cutter = subset.Subsetter(settings)
-    cutter.populate(text="".join(sorted(characters)) + "abcxyz0123456789")
+    # The radical stands in no text: MathML draws it itself.
+    cutter.populate(text="".join(sorted(characters)) + "abcxyz0123456789√")
     cutter.subset(font)
     subset.save_font(font, str(target), settings)
     wanted.write_text(key, encoding="utf-8")
