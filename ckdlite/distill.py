@@ -1,4 +1,4 @@
-"""The losses: KD, SAMD, NLD and their total. They take tensors, not networks.
+"""The losses: KD, SAMD, NLD and their total; two that compare features. They take tensors.
 
 The student's logits are the mean over time of its per-step logits, `logits.mean(0)`. Gradients
 reach the student only: everything of the teacher's is detached here. Chapter 3.2 builds SAMD.
@@ -208,6 +208,63 @@ def nld(
     return _finite(loss, student=student, teacher=teacher, noise=noise)
 
 
+def feature_mse(
+    student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"]
+) -> Float[Tensor, ""]:
+    """Features compared number by number: `mean((s - t)^2)` over all elements.
+
+    What SAMD argues against: a spiking layer's features, averaged over time, are multiples of 1/T
+    from 0 to 1, the teacher's any number from 0 up.
+
+    Args:
+        student: features averaged over time, `spikes.mean(0)`.
+        teacher: features of the same shape; detached.
+
+    Raises:
+        ValueError: shapes that differ, not four axes, or features that are not finite.
+
+    Source: the hint of Romero et al. 2015, FitNets, arXiv 1412.6550, without its regressor.
+    """
+    _check_features(student, teacher, "B C H W")
+    student, teacher = _wide(student), _wide(teacher.detach())
+    return _finite(F.mse_loss(student, teacher), student=student, teacher=teacher)
+
+
+def attention_transfer(
+    student: Float[Tensor, "B C H W"],
+    teacher: Float[Tensor, "B D H W"],
+    *,
+    power: float = 2.0,
+) -> Float[Tensor, ""]:
+    """Attention transfer: where the channels are strong, whatever the class::
+
+        Q = sum_c |A[c]|^p,   L = || Q_s / ||Q_s|| - Q_t / ||Q_t|| ||
+
+    with Euclidean norms over the `H * W` positions; mean over the batch. The nearest ancestor of
+    SAMD: maps of both networks, but no class in the teacher's, and a distance in place of a
+    divergence. A map that is zero everywhere stays zero.
+
+    Args:
+        student: features averaged over time, `spikes.mean(0)`.
+        teacher: features with the same B, H and W, any number of channels; detached.
+        power: p, above 0.
+
+    Raises:
+        ValueError: sizes that do not match, p not above 0, or features that are not finite.
+
+    Source: Zagoruyko, Komodakis 2017 (ICLR), arXiv 1612.03928, equation 2 with p = 2.
+    """
+    _check_features(student, teacher, "B * H W")
+    if not 0 < power < float("inf"):
+        raise ValueError(f"power: got {power}, wanted a finite number above 0")
+    student, teacher = _wide(student), _wide(teacher.detach())
+    ours, theirs = (
+        F.normalize(features.abs().pow(power).sum(1).flatten(1)) for features in (student, teacher)
+    )
+    loss = torch.linalg.vector_norm(ours - theirs, dim=1).mean()
+    return _finite(loss, student=student, teacher=teacher)
+
+
 class Losses(NamedTuple):
     """The terms of the total, in nats; `total = ce + beta * samd + gamma * nld`."""
 
@@ -309,6 +366,20 @@ def _check_logits(student: Tensor, teacher: Tensor) -> None:
     for name, logits in (("student", student), ("teacher", teacher)):
         if not logits.is_floating_point():
             raise TypeError(f"{name} logits: got {logits.dtype}, wanted floating point")
+
+
+def _check_features(student: Tensor, teacher: Tensor, axes: str) -> None:
+    sizes = [list(x.shape) for x in (student, teacher)]
+    alike = [[n for n, a in zip(s, axes.split(), strict=False) if a != "*"] for s in sizes]
+    if any(len(s) != 4 or 0 in s for s in sizes) or alike[0] != alike[1]:
+        hint = "; average spikes over time first: spikes.mean(0)" if student.dim() == 5 else ""
+        raise ValueError(
+            f"features: got student {sizes[0]} and teacher {sizes[1]}, wanted [{axes}] from both, "
+            f"with nothing empty{hint}"
+        )
+    for name, features in (("student", student), ("teacher", teacher)):
+        if not features.is_floating_point():
+            raise TypeError(f"{name} features: got {features.dtype}, wanted floating point")
 
 
 def _check_temperature(temperature: float) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as L
 import numpy as np
@@ -58,7 +58,7 @@ def sgd(
 def _check_term(name: str, term: Any) -> None:
     if not 0 <= term.weight < float("inf"):
         raise ValueError(f"{name}.weight: got {term.weight}, wanted a finite number of at least 0")
-    if not 0 < term.temperature < float("inf"):
+    if not 0 < getattr(term, "temperature", 1) < float("inf"):
         raise ValueError(f"{name}.temperature: got {term.temperature}, wanted a number above 0")
 
 
@@ -130,6 +130,36 @@ class NLD:
 
     def __post_init__(self) -> None:
         _check_term("nld", self)
+
+
+@dataclass(frozen=True)
+class FeatureMSE:
+    """Features compared number by number, `distill.feature_mse`.
+
+    Args:
+        weight: at least 0; 0 leaves the term out.
+    """
+
+    weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_term("feature_mse", self)
+
+
+@dataclass(frozen=True)
+class AttentionTransfer:
+    """Attention transfer, `distill.attention_transfer`.
+
+    Args:
+        weight: at least 0; 0 leaves the term out.
+        power: p, above 0.
+    """
+
+    weight: float = 0.0
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_term("attention_transfer", self)
 
 
 class _Learner(L.LightningModule):
@@ -296,11 +326,20 @@ class Teacher(_Learner):
         self._evaluate("test", batch)
 
 
+class _Guide(NamedTuple):
+    """The teacher's logits, map and features, as far as a term wants them."""
+
+    logits: Tensor | None = None
+    maps: Tensor | None = None
+    features: Tensor | None = None
+
+
 class Distil(_Learner):
     """Distil a student from a teacher: `L = CE + w_kd * KD + beta * SAMD + gamma * NLD`.
 
-    With all weights at 0 the student learns from labels alone; a term of weight 0 is not computed.
-    The features of each network come from its one forward pass.
+    Two terms more compare features, as other methods do: `feature_mse` and
+    `attention_transfer`. With all weights at 0 the student learns from labels alone; a term of
+    weight 0 is not computed. The features of each network come from its one forward pass.
 
     The teacher is frozen: it gets no gradient and stays in eval mode, so nothing of it moves. With
     `teacher_drifts` it stays in train mode, as in the released code: its batch norm then uses each
@@ -323,6 +362,8 @@ class Distil(_Learner):
         kd: Hinton's term.
         samd: the maps' term.
         nld: the noisy logits' term.
+        feature_mse: the features' mean squared error; the two layers have the same shape.
+        attention_transfer: maps without a class; the two layers have the same H, W.
         teacher_drifts: leave the teacher's batch norm in train mode.
         channels_last: as for `Teacher`, both networks.
         gradient_norms_every: steps between two logs of the gradient norms, each of which costs a
@@ -349,6 +390,8 @@ class Distil(_Learner):
         kd: KD = KD(),  # noqa: B008 (frozen)
         samd: SAMD = SAMD(),  # noqa: B008
         nld: NLD = NLD(),  # noqa: B008
+        feature_mse: FeatureMSE = FeatureMSE(),  # noqa: B008
+        attention_transfer: AttentionTransfer = AttentionTransfer(),  # noqa: B008
         teacher_drifts: bool = False,
         channels_last: bool = False,
         gradient_norms_every: int = 50,
@@ -363,7 +406,8 @@ class Distil(_Learner):
         self.student, self.teacher = student, teacher.requires_grad_(False)
         self.student_layer, self.teacher_layer = student_layer, teacher_layer
         self.teacher_head = teacher_head
-        self.kd, self.samd, self.nld = kd, samd, nld
+        self.terms = {"kd": kd, "samd": samd, "nld": nld}
+        self.terms |= {"feature_mse": feature_mse, "attention_transfer": attention_transfer}
         self.teacher_drifts, self.gradient_norms_every = teacher_drifts, gradient_norms_every
         if teacher_weights is not None:
             load_weights(teacher, teacher_weights)
@@ -386,32 +430,30 @@ class Distil(_Learner):
             "student_layer": self.student_layer,
             "teacher_layer": self.teacher_layer,
             "teacher_head": self.teacher_head,
-            "kd": asdict(self.kd),
-            "samd": asdict(self.samd),
-            "nld": asdict(self.nld),
+            **{name: asdict(term) for name, term in self.terms.items()},
             "teacher_drifts": self.teacher_drifts,
         }
 
     def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
         images, labels = batch[:2]
-        logits, maps = self._look(images)
-        teacher_logits, teacher_maps = self._guide(images, labels)
+        logits, spikes = self._look(images)
+        guide = self._guide(images, labels)
         losses, weights = {"ce": F.cross_entropy(logits, labels)}, {"ce": 1.0}
-        for name, term in (("kd", self.kd), ("samd", self.samd), ("nld", self.nld)):
+        for name, term in self.terms.items():
             options = asdict(term)
             weights[name] = options.pop("weight")
             if not weights[name]:
                 continue
+            own, their = logits, guide.logits
+            if name == "samd":
+                del options["teacher_map"], options["target"]
+                if options.pop("fade"):
+                    weights[name] *= 1 - self.current_epoch / self.trainer.max_epochs
+                own, their = spike_map(spikes), guide.maps
+            elif name in ("feature_mse", "attention_transfer"):
+                own, their = spikes.mean(0), guide.features
             with self._finite():
-                if name == "kd":
-                    losses[name] = distill.kd(logits, teacher_logits, **options)
-                elif name == "samd":
-                    del options["teacher_map"], options["target"]
-                    if options.pop("fade"):
-                        weights[name] *= 1 - self.current_epoch / self.trainer.max_epochs
-                    losses[name] = distill.samd(maps, teacher_maps, **options)
-                else:
-                    losses[name] = distill.nld(logits, teacher_logits, **options)
+                losses[name] = getattr(distill, name)(own, their, **options)
         parts = {name: weights[name] * value for name, value in losses.items()}
         total = sum(parts.values())
         self._check("loss", total)
@@ -425,31 +467,34 @@ class Distil(_Learner):
         return total
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's logits `[B, K]` and its map `[B, H, W]`."""
+        """The student's logits `[B, K]` and its layer's spikes `[T, B, C, H, W]`."""
         with record(self.student, self.student_layer) as features:
             logits = self.student(images)
         logits = (logits.mean(0) if logits.dim() == 3 else logits).float()
         self._check("student's logits", logits)
         spikes = features[self.student_layer]
-        with self._finite():
-            return logits, spike_map(spikes if spikes.dim() == 5 else spikes[None])
+        return logits, spikes if spikes.dim() == 5 else spikes[None]
 
-    def _guide(self, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The teacher's logits and map, as far as a term wants them: one forward pass, or none."""
-        if not self.samd.weight:
-            if not self.kd.weight and not self.nld.weight and not self.teacher_drifts:
-                return None, None
-            with torch.no_grad():
-                return self.teacher(images).float(), None
-        target = labels if self.samd.target == "label" else None
-        if self.samd.teacher_map == "grad_cam":
-            maps, logits = grad_cam(self.teacher, self.teacher_layer, images, target)
-            return logits.float(), maps
+    def _guide(self, images: Tensor, labels: Tensor) -> _Guide:
+        """What the terms want of the teacher, from one forward pass, or none."""
+        samd = self.terms["samd"]
+        if not samd.weight:
+            if not self.teacher_drifts and not any(term.weight for term in self.terms.values()):
+                return _Guide()
+            with torch.no_grad(), record(self.teacher, self.teacher_layer) as features:
+                logits = self.teacher(images)
+            return _Guide(logits.float(), None, features[self.teacher_layer])
+        target = labels if samd.target == "label" else None
+        if samd.teacher_map == "grad_cam":
+            with record(self.teacher, self.teacher_layer) as features:
+                maps, logits = grad_cam(self.teacher, self.teacher_layer, images, target)
+            return _Guide(logits.float(), maps, features[self.teacher_layer].detach())
         with torch.no_grad(), record(self.teacher, self.teacher_layer) as features:
             logits = self.teacher(images)
         weight = find_layer(self.teacher, self.teacher_head).weight
         target = logits.argmax(1) if target is None else target
-        return logits.float(), cam(features[self.teacher_layer].float(), weight.float(), target)
+        seen = features[self.teacher_layer]
+        return _Guide(logits.float(), cam(seen.float(), weight.float(), target), seen)
 
     def _norm(self, part: Tensor) -> Tensor:
         """The norm of one term's gradient over all that the student learns."""
@@ -459,7 +504,9 @@ class Distil(_Learner):
 
     def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> None:
         with count_spikes(self.student) as rates:
-            logits, maps = self._look(batch[0])
+            logits, spikes = self._look(batch[0])
+        with self._finite():
+            maps = spike_map(spikes)
         guide, _ = grad_cam(self.teacher, self.teacher_layer, batch[0], batch[1])
         self._score(stage, batch, logits, maps, guide if guide.shape == maps.shape else None)
         if rates:

@@ -126,6 +126,21 @@ def plan() -> list[Run]:
         "8 draws": "--model.nld.draws 8",
     }
     runs += [Run(7, f"nld {name}", ("nld",), options) for name, options in noise.items()]
+    for name in ("feature-mse", "attention-transfer"):
+        for weight in (1, 10):
+            options = f"--model.{name.replace('-', '_')}.weight {weight}"
+            runs.append(Run(7, f"{name} {weight}", (name,), options))
+    short = "--trainer.max_epochs 2 --trainer.check_val_every_n_epoch 2"
+    runs.append(Run(7, "weak teacher", ("teacher",), short, teacher=""))
+    runs.append(Run(7, "kd, weak teacher", ("kd",), teacher="weak teacher"))
+    runs.append(Run(7, "kd, shipped teacher", ("kd",), teacher=""))
+    for name in ("label-only", "kd"):  # about as many steps
+        options = "--data.images 14000 --trainer.max_epochs 4"
+        runs.append(Run(7, f"{name}, more images", (name,), options))
+    runs.append(Run(7, "samd cam", ("samd",), "--model.samd.teacher_map cam"))
+    runs.append(Run(7, "samd predicted", ("samd",), "--model.samd.target predicted"))
+    for name in ("samd", "nld"):
+        runs.append(Run(6, f"photos {name}", ("photos", name), teacher="photos teacher"))
     return runs
 
 

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from torch.distributions import Categorical, kl_divergence
 from torch.testing import assert_close
 
-from ckdlite.distill import ckd, kd, nld, normalise_maps, samd
+from ckdlite.distill import attention_transfer, ckd, feature_mse, kd, nld, normalise_maps, samd
 
 SCALINGS = ["none", "sample", "batch", "zscore"]
 MIXES = ["logits", "probabilities"]
@@ -645,3 +645,72 @@ def test_labels_of_any_whole_kind():
         for kind in (torch.uint8, torch.int16, torch.int32):
             got = ckd(z, m, z, m, labels.to(kind), nld_options={"strength": 0}).total
             assert_close(got, wanted)
+
+
+# ---------------------------------------------------------------- features
+
+
+def features(batch=3, channels=4, side=5, seed=0, dtype=torch.float64):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, channels, side, side, generator=draw, dtype=dtype)
+
+
+def test_feature_mse_number_by_number():
+    s, t = features(seed=1).requires_grad_(), features(seed=2).requires_grad_()
+    loss = feature_mse(s, t)
+    assert loss.item() == pytest.approx(((s - t) ** 2).sum().item() / s.numel())
+    loss.backward()
+    assert torch.allclose(s.grad, 2 * (s - t).detach() / s.numel()) and t.grad is None
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 4.0])
+def test_attention_transfer_by_hand(power):
+    s, t = features(channels=4, seed=1).requires_grad_(), features(channels=7, seed=2)
+    want = 0.0
+    for one, other in zip(s, t, strict=True):
+        maps = []
+        for x in (one, other):
+            q = sum(channel.abs() ** power for channel in x).flatten()
+            maps.append(q / (q**2).sum() ** 0.5)
+        want += ((maps[0] - maps[1]) ** 2).sum() ** 0.5 / len(s)
+    loss = attention_transfer(s, t, power=power)
+    assert loss.item() == pytest.approx(want.item())
+    (own,) = torch.autograd.grad(loss, s, retain_graph=True)
+    (by_hand,) = torch.autograd.grad(want, s)
+    assert torch.allclose(own, by_hand)
+
+
+def test_attention_transfer_does_not_see_scale_or_which_channel():
+    s, t = features(seed=1), features(seed=2)
+    loss = attention_transfer(s, t)
+    assert torch.allclose(attention_transfer(5 * s, t), loss)
+    assert torch.allclose(attention_transfer(s.flip(1), t), loss)
+    assert attention_transfer(s, 3 * s).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_silent_student_and_the_goal_itself_have_finite_gradients():
+    for s in (torch.zeros(2, 4, 5, 5), features(2, dtype=torch.float32)):
+        s.requires_grad_()
+        attention_transfer(s, features(2, dtype=torch.float32)).backward()
+        assert s.grad.isfinite().all()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("loss", [feature_mse, attention_transfer])
+def test_features_that_do_not_fit(loss):
+    good = features()
+    for bad in (features(side=4), features(batch=2), good[0], torch.zeros(0, 4, 5, 5)):
+        with pytest.raises(ValueError, match=r"features: got student .*, wanted \[B"):
+            loss(good, bad)
+    with pytest.raises(ValueError, match=r"average spikes over time first"):
+        loss(good[None], good)
+    with pytest.raises(TypeError, match="student features: got torch.int64"):
+        loss(good.long(), good)
+    with pytest.raises(ValueError, match="teacher held NaN or infinity"):
+        loss(good, good / 0)
+    if loss is feature_mse:
+        with pytest.raises(ValueError, match=r"wanted \[B C H W\]"):
+            loss(good, features(channels=7))
+    else:
+        with pytest.raises(ValueError, match="power: got -1"):
+            loss(good, good, power=-1)

@@ -8,7 +8,7 @@ import evidence
 import pytest
 import torch
 
-from ckdlite import _assets
+from ckdlite import _assets, results
 from ckdlite.data import cluttered, normalise
 from ckdlite.measure import accuracy
 from ckdlite.networks import pretrained, record
@@ -73,6 +73,17 @@ def test_the_readme_shows_the_measured_scores(table, by, names, columns):
             scores = [100 * float(r[column]) for r in runs if r[by] == name]
             ranges.append(f"{min(scores):.1f} to {max(scores):.1f}")
         assert f" | {' | '.join(ranges)} |" in readme, name
+
+
+def test_the_readme_shows_the_measured_differences():
+    readme = (_assets.FOLDER.parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = results.read("evidence.csv")
+    for name in RECIPES - {"teacher", "label-only"}:
+        said = results.said(results.effect(rows, name, "label-only"), unit="")
+        assert f" | {said.partition(',')[0]} |\n" in readme, name
+    said = results.said(results.effect(rows, "nld", "kd"))
+    mean, ends = re.fullmatch(r"(.*) \((.*)\), cannot be told from zero", said).groups()
+    assert f"({mean}, {ends})" in readme
 
 
 def test_the_ten_lines_of_the_readme_run():

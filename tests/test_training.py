@@ -35,7 +35,9 @@ from ckdlite.training import (
     KD,
     NLD,
     SAMD,
+    AttentionTransfer,
     Distil,
+    FeatureMSE,
     FolderData,
     SceneData,
     Teacher,
@@ -68,6 +70,10 @@ def small(monkeypatch):
     """Few scenes to validate and test on, made once."""
     monkeypatch.setattr(data, "cluttered", few)
     torch.manual_seed(0)
+
+
+ATTENTION = {"attention_transfer": AttentionTransfer(weight=2.0, power=1.5)}
+FEATURES = ATTENTION | {"feature_mse": FeatureMSE(weight=0.5)}
 
 
 class Eye(nn.Module):
@@ -171,8 +177,10 @@ def watch(network):
         ({"samd": SAMD(weight=1.0)}, 1),
         (ALL, 1),
         (RELEASED, 1),
+        (ATTENTION, 1),
+        (ALL | ATTENTION, 1),
     ],
-    ids=["labels", "kd", "nld", "samd", "all", "released"],
+    ids=["labels", "kd", "nld", "samd", "all", "released", "attention", "attention and all"],
 )
 def test_one_forward_pass_a_step(terms, looks):
     module = distil(**terms, gradient_norms_every=1)
@@ -316,10 +324,16 @@ def losses(terms, student, teacher, x, y):
         return total
     with torch.no_grad(), record(teacher, "stage2") as seen:
         guide = teacher(x)
+    if "attention_transfer" in terms:
+        ours, theirs = features["stage2"].mean(0), seen["stage2"]
+        total = total + weights["feature_mse"] * distill.feature_mse(ours, theirs)
+        attention = distill.attention_transfer(ours, theirs, **options["attention_transfer"])
+        total = total + weights["attention_transfer"] * attention
     if "kd" in terms:
         total = total + weights["kd"] * distill.kd(logits, guide, **options["kd"])
     if "samd" in terms:
         kind, target = options["samd"].pop("teacher_map"), options["samd"].pop("target")
+        assert not options["samd"].pop("fade")
         target = y if target == "label" else guide.argmax(1)
         if kind == "cam":
             maps = cam(seen["stage2"], teacher.head.weight, target)
@@ -327,13 +341,15 @@ def losses(terms, student, teacher, x, y):
             maps, _ = grad_cam(copy.deepcopy(teacher), "stage2", x, target)
         own = spike_map(features["stage2"])
         total = total + weights["samd"] * distill.samd(own, maps, **options["samd"])
-    return total + weights["nld"] * distill.nld(logits, guide, **options["nld"])
+    if "nld" in terms:
+        total = total + weights["nld"] * distill.nld(logits, guide, **options["nld"])
+    return total
 
 
 @pytest.mark.parametrize(
     ("terms", "drifts"),
-    [(OFF, False), (PAPER, False), (ALL, False), (RELEASED, True)],
-    ids=["labels", "paper", "all", "released"],
+    [(OFF, False), (PAPER, False), (ALL, False), (RELEASED, True), (FEATURES | PAPER, False)],
+    ids=["labels", "paper", "all", "released", "features"],
 )
 def test_the_engine_is_a_plain_loop(terms, drifts):
     """Two epochs, augmented, with SGD and a cosine: bit for bit the same student."""
@@ -444,8 +460,8 @@ def test_every_option_of_a_loss(monkeypatch, name, kind):
     options = {f.name: f.default for f in dataclasses.fields(kind)}
     weight = options.pop("weight")
     assert weight == 0
-    for of_the_teacher in ("teacher_map", "target"):
-        options.pop(of_the_teacher, None)
+    for not_of_the_loss in ("teacher_map", "target", "fade"):
+        options.pop(not_of_the_loss, None)
     # What the function takes, the module offers, with the same default.
     taken = {
         p.name: p.default
@@ -779,6 +795,8 @@ def test_options_that_the_losses_refuse():
     for terms, said in (
         ({"nld": NLD(weight=1.0, strength=-1.0)}, "strength: got -1.0"),
         ({"nld": NLD(weight=1.0, draws=0)}, "draws: got 0"),
+        ({"attention_transfer": AttentionTransfer(weight=1.0, power=0.0)}, "power: got 0.0"),
+        ({"feature_mse": FeatureMSE(weight=1.0)}, r"features: got student \[4, 5, 4, 4\]"),
     ):
         with pytest.raises(ValueError, match=said):
             trainer().fit(distil(**terms), loader())
@@ -1086,13 +1104,13 @@ def test_samd_fades_in_a_straight_line():
 
     class Watched(Distil):
         def log_dict(self, terms, **options):
-            self.terms = {k.removeprefix("train/"): v.item() for k, v in terms.items()}
+            self.seen = {k.removeprefix("train/"): v.item() for k, v in terms.items()}
             super().log_dict(terms, **options)
 
         def training_step(self, batch, index):
             total = super().training_step(batch, index)
-            rest = total.item() - self.terms["ce"] - 2 * self.terms["nld"]
-            found.append((self.current_epoch, rest / self.terms["samd"]))
+            rest = total.item() - self.seen["ce"] - 2 * self.seen["nld"]
+            found.append((self.current_epoch, rest / self.seen["samd"]))
             return total
 
     terms = {"samd": SAMD(weight=3.0, fade=True), "nld": NLD(weight=2.0)}
