@@ -21,9 +21,10 @@ class Effect(NamedTuple):
     """The difference of one outcome between two settings, paired by seed.
 
     - `mean`: of the differences, in the outcome's unit.
-    - `low`, `high`: the 95 % interval of Student's t; NaN for a single seed.
+    - `low`, `high`: the 95 % interval of Student's t; NaN for a single seed, of no width where all
+      differences are equal.
     - `boot_low`, `boot_high`: the 95 % percentile interval of the bootstrap over seeds (10,000
-      draws, fixed generator). With three or five seeds it is too narrow; NaN for a single seed.
+      draws, fixed generator). With five seeds it is too narrow, with three it is their range.
     - `seeds`: how many pairs.
     """
 
@@ -89,7 +90,7 @@ def effect(rows: list[Row], run: str, base: str, outcome: str = "accuracy") -> E
         return None
     if len(found) == 1:
         return Effect(float(found[0]), *[math.nan] * 4, 1)
-    if np.ptp(found) <= 1e-12 * np.abs(found).max():  # a difference that never varies
+    if np.ptp(found) <= 1e-12 * np.abs(found).max():  # of two settings that are one, say
         return Effect(*[float(found[0])] * 5, len(found))
     stats = _stats()
     student = stats.ttest_1samp(found, 0).confidence_interval(0.95)
@@ -104,15 +105,16 @@ def said(found: Effect | None, unit: str = "points", times: float = 100, digits:
     """An effect in words: the mean, t's interval, and what may be claimed of it."""
     if found is None:
         return "not run"
-    mean, low, high = (
-        f"{times * value:+.{digits}f}".replace("-", "−")
-        for value in (found.mean, found.low, found.high)
-    )
+    values = [times * value for value in (found.mean, found.low, found.high)]
+    # As many digits as it takes to keep a bound near zero on its side of it.
+    while digits < 6 and any(value and round(value, digits) == 0 for value in values):
+        digits += 1
+    mean, low, high = (f"{value:+.{digits}f}".replace("-", "−") for value in values)
     unit = f" {unit}" if unit else ""
     if found.seeds == 1:
         return f"{mean}{unit}, one seed: no finding"
     claim = "" if found.told else ", cannot be told from zero"
-    return f"{mean}{unit} ({low} to {high}){claim}"
+    return f"{mean}{unit} ({low} to {high}; {found.seeds} seeds){claim}"
 
 
 def verdict(found: Mapping[str, Effect | None], **words: Any) -> str:

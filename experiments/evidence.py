@@ -74,6 +74,9 @@ def plan() -> list[Run]:
     runs.append(Run(6, "photos teacher", ("photos", "teacher"), teacher=""))
     for name in ("label-only", "kd", "paper"):
         runs.append(Run(6, f"photos {name}", ("photos", name), teacher="photos teacher"))
+    # The control of the two that change the network: no teacher, the same student.
+    network = "--model.student.relu_last true --model.student.head_width 256"
+    runs.append(Run(3, "label-only, released network", ("label-only",), network))
     # The nine differences of the released code, each alone.
     differences = {
         "teacher map": "--model.samd.teacher_map cam --model.samd.target predicted",
@@ -139,7 +142,7 @@ def plan() -> list[Run]:
         runs.append(Run(7, f"{name}, more images", (name,), options))
     runs.append(Run(7, "samd cam", ("samd",), "--model.samd.teacher_map cam"))
     runs.append(Run(7, "samd predicted", ("samd",), "--model.samd.target predicted"))
-    for name in ("samd", "nld"):
+    for name in ("both", "samd", "nld"):
         runs.append(Run(6, f"photos {name}", ("photos", name), teacher="photos teacher"))
     return runs
 
@@ -337,6 +340,8 @@ def main() -> None:
     known = {run.name for run, _ in jobs()}
     if unknown := set(given.only or ()) - known:
         parser.error(f"--only: got {sorted(unknown)}, wanted some of {sorted(known)}")
+    if more and given.table == FOLDER / "evidence.csv":
+        parser.error(f"other settings ({' '.join(more)}) are other runs: give them another --table")
     done = measured(given.table)
     if given.list:
         for run, seed in jobs():
@@ -380,7 +385,7 @@ def main() -> None:
                 failed.append(f"{run.name} seed {seed}")
                 print(f"{failed[-1]} failed, see its .log: {error!r}", flush=True)
                 continue
-            if row is None:  # the time is up
+            if row is None or (run.name, seed) in done:  # time is up; or a teacher made again
                 continue
             write(row, given.table)
             print(f"{run.name} seed {seed}: {row['accuracy']} in {row['seconds']} s", flush=True)

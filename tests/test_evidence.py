@@ -144,3 +144,11 @@ def test_an_unknown_run_is_named(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         evidence.main()
     assert "got ['kdd']" in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+def test_other_settings_do_not_go_under_the_plans_names(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["evidence", "--only", "kd", "--trainer.max_epochs", "2"])
+    with pytest.raises(SystemExit):
+        evidence.main()
+    assert "--trainer.max_epochs 2) are other runs" in capsys.readouterr().err

@@ -65,15 +65,17 @@ def test_few_or_no_seeds():
 def test_what_is_said_of_an_effect():
     told = Effect(0.1, 0.08, 0.12, 0.09, 0.11, 5)
     open_ = Effect(-0.012, -0.05, 0.026, -0.03, 0.01, 3)
-    assert said(told) == "+10.0 points (+8.0 to +12.0)"
-    assert said(open_) == "−1.2 points (−5.0 to +2.6), cannot be told from zero"
+    assert said(told) == "+10.0 points (+8.0 to +12.0; 5 seeds)"
+    assert said(open_) == "−1.2 points (−5.0 to +2.6; 3 seeds), cannot be told from zero"
     assert said(Effect(0.1, *[math.nan] * 4, 1)) == "+10.0 points, one seed: no finding"
     assert said(None) == "not run"
-    assert said(told, unit="nats", times=1, digits=2) == "+0.10 nats (+0.08 to +0.12)"
+    assert said(told, unit="nats", times=1, digits=2) == "+0.10 nats (+0.08 to +0.12; 5 seeds)"
+    near = Effect(0.03, 0.0002, 0.06, 0.01, 0.05, 5)
+    assert said(near) == "+3.00 points (+0.02 to +6.00; 5 seeds)"
     text = verdict({"A": told, "B": open_, "C": None})
     assert text == (
-        "**Cannot be told from zero:** B −1.2 points (−5.0 to +2.6). "
-        "**Told from zero:** A +10.0 points (+8.0 to +12.0). **Not run:** C."
+        "**Cannot be told from zero:** B −1.2 points (−5.0 to +2.6; 3 seeds). "
+        "**Told from zero:** A +10.0 points (+8.0 to +12.0; 5 seeds). **Not run:** C."
     )
 
 

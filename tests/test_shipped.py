@@ -80,9 +80,9 @@ def test_the_readme_shows_the_measured_differences():
     rows = results.read("evidence.csv")
     for name in RECIPES - {"teacher", "label-only"}:
         said = results.said(results.effect(rows, name, "label-only"), unit="")
-        assert f" | {said.partition(',')[0]} |\n" in readme, name
+        assert f" | {said.partition(';')[0]}) |\n" in readme, name
     said = results.said(results.effect(rows, "nld", "kd"))
-    mean, ends = re.fullmatch(r"(.*) \((.*)\), cannot be told from zero", said).groups()
+    mean, ends = re.fullmatch(r"(.*) \((.*); 5 seeds\), cannot be told from zero", said).groups()
     assert f"({mean}, {ends})" in readme
 
 
