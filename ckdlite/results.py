@@ -59,7 +59,7 @@ def read(name: str = "evidence.csv") -> list[Row]:
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise ValueError(f"{path}, line {number}: wanted as many fields as the header has")
-    return [{key: _value(text) for key, text in row.items() if text} for row in rows]
+    return [{key: _value(key, text) for key, text in row.items() if text} for row in rows]
 
 
 def scores(rows: list[Row], run: str, outcome: str) -> dict[int, float]:
@@ -161,7 +161,9 @@ def _stats() -> ModuleType:
     return stats
 
 
-def _value(text: str) -> str | float:
+def _value(key: str, text: str) -> str | float:
+    if key == "commit":  # it may look like a number, as 12e4567 does
+        return text
     try:
         return float(text)
     except ValueError:

@@ -86,6 +86,13 @@ def test_prediction_holds_as_often_as_it_says():
     assert np.mean(held) == pytest.approx(0.95, abs=0.015)
 
 
+def test_numbers_and_words_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    (tmp_path / "some.csv").write_text("run,seed,accuracy,peak,commit\nkd,1,0.5,,12e4567\n")
+    wanted = {"run": "kd", "seed": 1.0, "accuracy": 0.5, "commit": "12e4567"}
+    assert results.read("some.csv") == [wanted]
+
+
 @pytest.mark.bad_input
 def test_bad_input(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"nothing\.csv is missing; .* evidence\.csv"):
