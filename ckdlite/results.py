@@ -101,7 +101,9 @@ def effect(rows: list[Row], run: str, base: str, outcome: str = "accuracy") -> E
     return Effect(float(found.mean()), *(float(end) for end in ends), len(found))
 
 
-def said(found: Effect | None, unit: str = "points", times: float = 100, digits: int = 1) -> str:
+def said(
+    found: Effect | None, unit: str = "points", times: float | int = 100, digits: int = 1
+) -> str:
     """An effect in words: the mean, t's interval, and what may be claimed of it."""
     if found is None:
         return "not run"
