@@ -750,7 +750,7 @@ class _Augmented(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor | int]:
         position, seed = key
         image, label = self.images[position][:2]
         with torch.random.fork_rng(devices=[]):  # transforms draw from the global generator

@@ -1050,7 +1050,7 @@ def which(images, labels):
 def test_a_folder_of_images(tmp_path):
     root = photos(tmp_path)
     steps = [v2.RandomHorizontalFlip()]
-    module = FolderData(root, batch_size=4, augment=steps, mean=(0, 0, 0), std=(1, 1, 1))
+    module = FolderData(root, batch_size=4, augment=steps, mean=(0.0,) * 3, std=(1.0,) * 3)
     seen = []
     for batch in module.train_dataloader():
         images, labels = module.on_after_batch_transfer(batch, 0)
