@@ -133,7 +133,8 @@ def test_normalise_centres_the_training_images():
     want = (1 - torch.tensor(data.MEAN)) / torch.tensor(data.STD)
     assert one.dtype == torch.float32
     assert torch.allclose(one[:, 0, 0], want)
-    other = normalise(torch.full((3, 2, 2), 51, dtype=torch.uint8), (0.1, 0.2, 0.3), (0.1, 1.0, 2.0))
+    grey = torch.full((3, 2, 2), 51, dtype=torch.uint8)
+    other = normalise(grey, (0.1, 0.2, 0.3), (0.1, 1.0, 2.0))
     assert other[:, 1, 1].tolist() == pytest.approx([1, 0, -0.05], abs=1e-6)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-KEPT_MIME = "text/plain"
+KEPT_MIMES = ("text/plain", "text/markdown")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -31,7 +31,8 @@ def strip(notebook) -> None:
         cell.outputs = [output for output in cell.outputs if has_text(output)]
         for output in cell.outputs:
             if "data" in output:
-                output.data = nbformat.from_dict({KEPT_MIME: output.data[KEPT_MIME]})
+                kept = {mime: output.data[mime] for mime in KEPT_MIMES if mime in output.data}
+                output.data = nbformat.from_dict(kept)
                 output.metadata = nbformat.from_dict({})
     for number, cell in enumerate(c for c in notebook.cells if c.cell_type == "code"):
         cell.execution_count = number + 1
@@ -42,7 +43,7 @@ def strip(notebook) -> None:
 
 def has_text(output) -> bool:
     """Whether an output says anything in plain text."""
-    return output.output_type == "stream" or KEPT_MIME in output.get("data", {})
+    return output.output_type == "stream" or KEPT_MIMES[0] in output.get("data", {})
 
 
 def leftovers(path: Path) -> list[str]:
@@ -53,7 +54,7 @@ def leftovers(path: Path) -> list[str]:
         if cell.get("attachments"):
             found.append(f"{path}: cell {number} holds an attached file")
         for output in cell.get("outputs", []):
-            for mime in sorted(set(output.get("data", {})) - {KEPT_MIME}):
+            for mime in sorted(set(output.get("data", {})) - set(KEPT_MIMES)):
                 found.append(f"{path}: cell {number} holds {mime}")
     return found
 
