@@ -19,7 +19,7 @@ help:
 	@echo "make lint     ruff alone"
 	@echo "make refresh  execute the chapters in place, keep their text outputs"
 	@echo "make benchmark  time neuron, step and distillation (some twenty minutes, a quiet machine)"
-	@echo "make experiments  the runs of experiments/PLAN.md that are missing (hours; goes on where it stopped)"
+	@echo "make experiments  the missing runs of experiments/PLAN.md (hours; goes on where it stopped; PHOTOS=FOLDER for question 6)"
 	@echo "make clean    remove the built book and the environment"
 
 $(READY): requirements.txt pyproject.toml
@@ -71,7 +71,7 @@ benchmark: $(READY)
 	@$(BIN)/python benchmarks/speed.py
 
 experiments: $(READY)
-	@$(BIN)/python experiments/evidence.py
+	@$(BIN)/python experiments/evidence.py $(if $(PHOTOS),--photos "$(PHOTOS)")
 
 clean:
 	rm -rf _build $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ Chapter 3.4 writes the loop in plain lines.
 import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -551,7 +552,7 @@ def load_weights(network: nn.Module, source: str | Path) -> None:
     network.load_state_dict(weights)
 
 
-class _ImageData(L.LightningDataModule):
+class _ImageData(L.LightningDataModule, ABC):
     """What both data modules share: order, augmentation, batches."""
 
     mean: Sequence[float] = data.MEAN
@@ -584,9 +585,9 @@ class _ImageData(L.LightningDataModule):
             "seed": self.seed,
         }
 
+    @abstractmethod
     def _open(self, split: str) -> Dataset:
         """Items are a uint8 image `[3, H, W]`, a label and whatever else there is."""
-        raise NotImplementedError
 
     def _dataset(self, split: str) -> Dataset:
         if split not in self._held:

@@ -44,9 +44,6 @@ SCORES = [
 COLUMNS = ["run", "seed", *SCORES, "epochs", "commit", "date", "seconds", "torch"]
 LAYER = "stage3"  # whose maps are scored, whichever were compared in training
 SHIFTED_CLUTTER = 12  # patches a scene; the networks were trained with 6
-COMMIT = subprocess.run(  # of this checkout, with a + where files differ from it
-    ["git", "-C", str(HERE), "describe", "--always", "--dirty=+"], capture_output=True, text=True
-).stdout.strip()
 PHOTOS = 6  # the question whose runs want a folder of photographs
 # Each run starts as a copy of one process that has imported everything.
 PROCESSES = get_context("forkserver")
@@ -317,12 +314,14 @@ def write(row: dict[str, Any], table: Path) -> None:
     beside.replace(table)
 
 
-def one(run: Run, seed: int, given: argparse.Namespace, more: list[str]) -> dict[str, Any]:
+def one(
+    run: Run, seed: int, given: argparse.Namespace, commit: str, more: list[str]
+) -> dict[str, Any]:
     """Train and score one run; its row."""
     path = folder(run.name, seed, given.work)
     seconds = fit(path, [*command(run, seed, given.work, given.photos), *more])
     scores = {name: f"{value:.6g}" for name, value in score(path).items()}
-    about = {"commit": COMMIT, "date": date.today().isoformat(), "seconds": round(seconds)}
+    about = {"commit": commit, "date": date.today().isoformat(), "seconds": round(seconds)}
     about |= {"epochs": torch.load(checkpoint(path, "last"), weights_only=True)["epoch"] + 1}
     return {"run": run.name, "seed": seed, **scores, **about, "torch": torch.__version__}
 
@@ -349,6 +348,7 @@ def main() -> None:
         return
     write_plan(given.table.with_name("planned.csv"))
     torch.set_num_threads(1)
+    commit = _commit()
     missing = [(run, seed) for run, seed in jobs() if (run.name, seed) not in done]
     missing = [(run, seed) for run, seed in missing if not given.only or run.name in given.only]
     if given.photos is None and any(run.question == PHOTOS for run, _ in missing):
@@ -371,7 +371,7 @@ def main() -> None:
                 return None
             if run.teacher and (run.teacher, seed) in waiting:
                 waiting[run.teacher, seed].result()
-            return one(run, seed, given, more)
+            return one(run, seed, given, commit, more)
 
         for run, seed in wanted:
             future = pool.submit(start_one, run, seed)
@@ -391,6 +391,12 @@ def main() -> None:
             print(f"{run.name} seed {seed}: {row['accuracy']} in {row['seconds']} s", flush=True)
     if failed:
         sys.exit(f"{len(failed)} runs failed: {', '.join(failed)}")
+
+
+def _commit() -> str:
+    """The commit of this checkout, with a + where files differ from it."""
+    words = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

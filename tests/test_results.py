@@ -237,7 +237,7 @@ def test_pages_do_not_train():
 
 @pytest.mark.slow
 def test_one_cell_trained_again_lands_in_its_interval(tmp_path):
-    """The spot check: label-only, seed 0, by the command, in two minutes; no result is stored.
+    """The spot check: label-only, seed 0, by the command; no result is stored.
 
     Another machine rounds otherwise, and a spiking network is sensitive to that. So the new run is
     one more draw of the setting, and must land where one more draw should.
