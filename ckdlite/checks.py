@@ -196,6 +196,124 @@ def steps_to_fire(answer: Function) -> None:
     )
 
 
+def rectangle_spike(answer: Function) -> None:
+    """Exercise 1 of chapter 1.2: `answer(v)` is the step, with the rectangle as its slope."""
+
+    def by_hand(value: Function, slope: Function) -> Function:
+        return lambda v: torch.stack([value(v).double(), slope(v).double()])
+
+    def value_and_slope(v: Tensor) -> Tensor | None:
+        v = v.requires_grad_()
+        value = answer(v)
+        if value is None or value is ...:
+            return None
+        if not value.requires_grad:
+            return torch.stack([value.double(), torch.full_like(value, math.inf).double()])
+        (slope,) = torch.autograd.grad(value.sum(), v)
+        return torch.stack([value.double(), slope.double()])
+
+    def step(v: Tensor) -> Tensor:
+        return v > 0
+
+    def rectangle(v: Tensor) -> Tensor:
+        return v.abs() < 0.5
+
+    _compare(
+        value_and_slope,
+        by_hand(step, rectangle),
+        [(torch.tensor([-1.5, -0.75, -0.25, 0.0, 0.25, 0.75, 1.5]),)],
+        {
+            "the values are right, but autograd finds no way back: a comparison alone has none": (
+                by_hand(step, lambda v: torch.full_like(v, math.inf))
+            ),
+            "the values are right, but the slope is zero: detach only one of the two ramps": (
+                by_hand(step, torch.zeros_like)
+            ),
+            "the slope is right, but the ramp is left in the values: take it away, detached": (
+                by_hand(lambda v: step(v).double() + v.clamp(-0.5, 0.5), rectangle)
+            ),
+            "that is the ramp alone; the values must be 0 or 1": (
+                by_hand(lambda v: v.clamp(-0.5, 0.5), rectangle)
+            ),
+            "the rectangle is too wide: it ends at a distance of 1/2": (
+                by_hand(step, lambda v: v.abs() < 1)
+            ),
+            "the slope is the triangle's": by_hand(step, lambda v: (1 - v.abs()).relu()),
+            "the slope is 1 everywhere: it must end at a distance of 1/2": (
+                by_hand(step, torch.ones_like)
+            ),
+            "a potential equal to the threshold must not fire: the step is v > 0": (
+                by_hand(lambda v: v >= 0, rectangle)
+            ),
+        },
+        "step + (ramp - ramp.detach()), where the ramp rises with slope 1 from -1/2 to 1/2",
+    )
+
+
+def first_gradient(answer: Function) -> None:
+    """Exercise 2 of chapter 1.2: `answer(u1, s1, psi1, psi2, e1, e2, beta)`, by hand."""
+
+    def right(
+        u1: float, s1: float, psi1: float, psi2: float, e1: float, e2: float, beta: float
+    ) -> float:
+        a = beta * e2 * psi2
+        return a * (1 - s1) + (e1 - a * u1) * psi1
+
+    def with_a(made: Function) -> Function:
+        return lambda u1, s1, psi1, psi2, e1, e2, beta: made(u1, s1, psi1, e1, beta * e2 * psi2)
+
+    _compare(
+        answer,
+        right,
+        [
+            (0.75, 0.0, 0.75, 0.5, 1.0, -2.0, 0.5),
+            (1.25, 1.0, 0.75, 0.5, 0.5, 3.0, 0.5),
+            (0.5, 0.0, 0.5, 0.25, -1.0, 1.0, 0.9),
+        ],
+        {
+            "the reset is left out: a spike takes u1 away from step 2": (
+                with_a(lambda u1, s1, psi1, e1, a: a * (1 - s1) + e1 * psi1)
+            ),
+            "a spike takes u1 away, so its term is subtracted": (
+                with_a(lambda u1, s1, psi1, e1, a: a * (1 - s1) + (e1 + a * u1) * psi1)
+            ),
+            "after a spike nothing is carried on: the direct path has the factor 1 - s1": (
+                with_a(lambda u1, s1, psi1, e1, a: a + (e1 - a * u1) * psi1)
+            ),
+            "that is step 1 alone; the potential is carried on to step 2": (
+                with_a(lambda u1, s1, psi1, e1, a: e1 * psi1)
+            ),
+            "the leak is left out: a part of the potential, beta, is carried on": (
+                lambda u1, s1, psi1, psi2, e1, e2, beta: right(u1, s1, psi1, psi2, e1, e2, 1.0)
+            ),
+            "that is the gradient of the second current": (
+                lambda u1, s1, psi1, psi2, e1, e2, beta: e2 * psi2
+            ),
+        },
+        "g2 = e2 * psi2; a = beta * g2; then the equation above, for t = 1",
+    )
+
+
+def spikes_or_gradient(answer: Any) -> None:
+    """Exercise 3 of chapter 1.2: what five changes of the neuron alter."""
+    _quiz(
+        answer,
+        {
+            "surrogate": ("gradient", "the surrogate is only used backward"),
+            "detached": ("gradient", "detach changes no value, but cuts a path of the gradient"),
+            "soft": ("spikes", "what a spike leaves over is there at the next step"),
+            "doubled": (
+                "gradient",
+                "divide by the threshold: the spikes are those of before; but u - threshold, which "
+                "the triangle reads, has doubled",
+            ),
+            "loop": ("nothing", "the same operations in the same order"),
+        },
+        ("spikes", "gradient", "nothing"),
+        "for each, compare lif's spikes first, then the gradients of the currents",
+    )
+
+
 def class_maps(answer: Function) -> None:
     """Exercise 1 of chapter 2.2: `answer(features, weight)` is the CAM of every class, signed."""
     draw = torch.Generator().manual_seed(3)
@@ -370,37 +488,22 @@ def tolerant_pointing(answer: Function) -> None:
 
 def what_moves_the_map(answer: Any) -> None:
     """Exercise 4 of chapter 2.2: what five changes do to Grad-CAM at the last stage."""
-    right = {
-        "bias": ("same", "the gradient of a logit does not see its bias"),
-        "features": (
-            "same",
-            "each gradient is halved and each feature doubled: look at the product",
-        ),
-        "temperature": ("scaled", "every channel weight shrinks by one factor"),
-        "shared": ("other", "the probabilities stay, but each logit's gradient has v in it"),
-        "probability": (
-            "other",
-            "the gradient of a probability holds the weights of the other classes too",
-        ),
-    }
-
-    def judge(given: Any) -> str | None:
-        if not given or all(value is ... for value in given.values()):
-            raise _UnsolvedError
-        if missing := sorted(set(right) - set(given)):
-            return f"{', '.join(missing)} is missing from the answer"
-        for name, (wanted, why) in right.items():
-            if given[name] is ...:
-                return f"{name!r} has no answer yet"
-            if given[name] not in ("same", "scaled", "other"):
-                return f"{given[name]!r} is not one of 'same', 'scaled', 'other'"
-            if given[name] != wanted:
-                return f"{name!r}: {why}"
-        return None
-
-    _run(
+    _quiz(
         answer,
-        judge,
+        {
+            "bias": ("same", "the gradient of a logit does not see its bias"),
+            "features": (
+                "same",
+                "each gradient is halved and each feature doubled: look at the product",
+            ),
+            "temperature": ("scaled", "every channel weight shrinks by one factor"),
+            "shared": ("other", "the probabilities stay, but each logit's gradient has v in it"),
+            "probability": (
+                "other",
+                "the gradient of a probability holds the weights of the other classes too",
+            ),
+        },
+        ("same", "scaled", "other"),
         "write down the gradient of the score for each, and see what multiplies A_c(h, w)",
     )
 
@@ -1012,6 +1115,28 @@ def _run(answer: Any, judge: Callable[[Any], str | None], hint: str) -> None:
     except Exception as error:  # the reader's own code may raise anything
         said = f"It raised {type(error).__name__}: {error}. Hint: {hint}."
     print(textwrap.fill(said, 78))
+
+
+def _quiz(
+    answer: Any, right: Mapping[str, tuple[str, str]], choices: tuple[str, ...], hint: str
+) -> None:
+    """Judge a dictionary of words against the right ones, each with its reason."""
+
+    def judge(given: Any) -> str | None:
+        if not given or all(value is ... for value in given.values()):
+            raise _UnsolvedError
+        if missing := sorted(set(right) - set(given)):
+            return f"{', '.join(missing)} is missing from the answer"
+        for name, (wanted, why) in right.items():
+            if given[name] is ...:
+                return f"{name!r} has no answer yet"
+            if given[name] not in choices:
+                return f"{given[name]!r} is not one of {', '.join(map(repr, choices))}"
+            if given[name] != wanted:
+                return f"{name!r}: {why}"
+        return None
+
+    _run(answer, judge, hint)
 
 
 def _compare(
