@@ -314,6 +314,242 @@ def spikes_or_gradient(answer: Any) -> None:
     )
 
 
+def fold_time(answer: Function) -> None:
+    """Exercise 1 of chapter 1.3: `answer(layer, x)` applies a layer to every step of x."""
+    draw = torch.Generator().manual_seed(6)
+    # Each step and each image has a level of its own, so that a mix-up shows.
+    x = torch.randn(3, 4, 2, 5, generator=draw, dtype=torch.float64)
+    x = x * torch.arange(1, 4).view(3, 1, 1, 1) + torch.arange(4).view(1, 4, 1, 1)
+
+    def layer() -> torch.nn.Module:
+        return torch.nn.BatchNorm1d(2).double().train()
+
+    def right(layer: torch.nn.Module, x: Tensor) -> Tensor:
+        return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def step_by_step(layer: torch.nn.Module, x: Tensor) -> Tensor:
+        return torch.stack([layer(step) for step in x])
+
+    _compare(
+        lambda x: answer(layer(), x),
+        lambda x: right(layer(), x),
+        [(x,)],
+        {
+            "the layer was called once a step; batch norm then has another mean at each": (
+                lambda x: step_by_step(layer(), x)
+            ),
+            "the axes are not folded back: [T, B, ...] is wanted": (
+                lambda x: layer()(x.flatten(0, 1))
+            ),
+            "the batch came first when the axes were split again; time is the first axis": (
+                lambda x: layer()(x.flatten(0, 1)).view(4, 3, 2, 5)
+            ),
+            "time was averaged away before the layer": lambda x: layer()(x.mean(0)),
+            "time was folded into the channels; it belongs to the batch": (
+                lambda x: (
+                    torch.nn.BatchNorm1d(6)
+                    .double()(x.transpose(0, 1).flatten(1, 2))
+                    .unflatten(1, (3, 2))
+                    .transpose(0, 1)
+                )
+            ),
+        },
+        "flatten(0, 1) makes one axis of two, unflatten(0, ...) makes two of it again",
+    )
+
+
+def accuracy_over_time(answer: Function) -> None:
+    """Exercise 2 of chapter 1.3: `answer(logits, labels)` is the accuracy of every run length."""
+    draw = torch.Generator().manual_seed(7)
+    logits = torch.randn(6, 40, 5, generator=draw, dtype=torch.float64)
+    labels = torch.randint(5, (40,), generator=draw)
+    logits += 0.5 * torch.nn.functional.one_hot(labels, 5)
+    # Steps differ in size, as those of a real network do: so a vote is not a mean.
+    logits *= torch.rand(6, 40, 1, generator=draw, dtype=torch.float64) * 3
+
+    def share(z: Tensor, labels: Tensor) -> Tensor:
+        return (z.argmax(-1) == labels).double().mean(-1)
+
+    def right(logits: Tensor, labels: Tensor) -> Tensor:
+        return share(logits.cumsum(0), labels)
+
+    _compare(
+        answer,
+        right,
+        [(logits, labels)],
+        {
+            "that is each step by itself; a run of t steps answers with the mean of the first t": (
+                share
+            ),
+            "that is the whole run alone; an accuracy for each length is wanted": (
+                lambda z, y: right(z, y)[-1]
+            ),
+            "the logits are averaged, not the probabilities": (
+                lambda z, y: share(z.softmax(2).cumsum(0), y)
+            ),
+            "the steps do not vote; their logits are averaged": (
+                lambda z, y: share(F.one_hot(z.argmax(2), 5).cumsum(0), y)
+            ),
+            "a share from 0 to 1 is wanted, not percent": lambda z, y: 100 * right(z, y),
+            "the mean over time runs from the end; a shorter run has the first steps": (
+                lambda z, y: share(z.flip(0).cumsum(0), y)
+            ),
+            "that counts right answers; divide by the number of images": (
+                lambda z, y: len(y) * right(z, y)
+            ),
+        },
+        "logits.cumsum(0), divided by 1 to T; then the class with the highest, and its mean",
+    )
+
+
+def synaptic_operations(answer: Function) -> None:
+    """Exercise 3 of chapter 1.3: `answer(spikes, out_channels, size)`, of one image."""
+    draw = torch.Generator().manual_seed(8)
+    spikes = (torch.rand(3, 2, 4, 5, 5, generator=draw) < 0.3).double()
+
+    def right(spikes: Tensor, out_channels: int, size: int) -> Tensor:
+        return spikes.sum() * out_channels * size**2 / spikes.shape[1]
+
+    _compare(
+        answer,
+        right,
+        [(spikes, 8, 3), (spikes, 2, 5)],
+        {
+            "that is the whole batch's; one image's is wanted": (
+                lambda s, c, k: right(s, c, k) * s.shape[1]
+            ),
+            "that counts zeros too; only a spike causes operations": (
+                lambda s, c, k: right(torch.ones_like(s), c, k)
+            ),
+            "the output channels are missing: a spike reaches all of them": (
+                lambda s, c, k: right(s, 1, k)
+            ),
+            "a kernel of size k meets k * k positions": lambda s, c, k: right(s, c, k) / k,
+            "that is one step's mean; all steps count": lambda s, c, k: right(s, c, k) / s.shape[0],
+            "the input channels are in the spikes already": (
+                lambda s, c, k: right(s, c, k) * s.shape[2]
+            ),
+        },
+        "spikes in all, times the weights that each one meets, over the images",
+    )
+
+
+def last_cheaper(answer: Function) -> None:
+    """Exercise 4 of chapter 1.3: `answer(macs, first, spikes)` is the largest T that saves."""
+
+    def saving(macs: float, first: float, accumulates: float, mac: float = 4.6) -> float:
+        # The largest whole number below the ratio: at the ratio itself nothing is saved.
+        return max(0.0, math.ceil(mac * (macs - first) / (0.9 * accumulates)) - 1.0)
+
+    _compare(
+        answer,
+        saving,
+        [(11.6e6, 0.4e6, 1.7e6), (9e6, 0.0, 4.6e6), (5e6, 4.9e6, 2e6), (4e6, 1e6, 0.5e6)],
+        {
+            "T must be a whole number": lambda m, f, s: max(0.0, 4.6 * (m - f) / (0.9 * s)),
+            "one step fewer: there the student no longer takes less": (
+                lambda m, f, s: saving(m, f, s) + 1.0
+            ),
+            "where both take the same, nothing is saved": (
+                lambda m, f, s: float(math.floor(4.6 * (m - f) / (0.9 * s)))
+            ),
+            "the student's first multiply-accumulates cost too": lambda m, f, s: saving(m, 0.0, s),
+            "they are paid once, not at every step": (
+                lambda m, f, s: max(0.0, math.ceil(4.6 * m / (4.6 * f + 0.9 * s)) - 1.0)
+            ),
+            "an accumulate takes less energy than a multiply-accumulate: 0.9 against 4.6 pJ": (
+                lambda m, f, s: saving(m, f, s, mac=0.9)
+            ),
+        },
+        "4.6 * first + 0.9 * spikes * T < 4.6 * macs: solve it for T, or count up",
+    )
+
+
+def soft_targets(answer: Function) -> None:
+    """Exercise 1 of chapter 2.1: `answer(logits, tau)` is the softmax at a temperature."""
+    draw = torch.Generator().manual_seed(9)
+    z = 3 * torch.randn(4, 5, generator=draw, dtype=torch.float64)
+    _compare(
+        answer,
+        lambda z, tau: (z / tau).softmax(1),
+        [(z, 2.0), (z, 0.5)],
+        {
+            "the temperature is not used": lambda z, tau: z.softmax(1),
+            "the logits are divided by the temperature, not multiplied": (
+                lambda z, tau: (z * tau).softmax(1)
+            ),
+            "the probabilities are divided: divide the logits, before the softmax": (
+                lambda z, tau: z.softmax(1) / tau
+            ),
+            "the softmax runs over the batch; it belongs over the classes": (
+                lambda z, tau: (z / tau).softmax(0)
+            ),
+            "the softmax runs over all images together": (
+                lambda z, tau: (z / tau).flatten().softmax(0).view_as(z)
+            ),
+            "these are logarithms; probabilities are wanted": (
+                lambda z, tau: (z / tau).log_softmax(1)
+            ),
+        },
+        "divide the logits by tau, then softmax over axis 1",
+    )
+
+
+def hinton_gradient(answer: Function) -> None:
+    """Exercise 3 of chapter 2.1: `answer(student, teacher, tau)` is the gradient of `kd`."""
+    draw = torch.Generator().manual_seed(10)
+    s, t = 2 * torch.randn(2, 4, 5, generator=draw, dtype=torch.float64)
+
+    def right(s: Tensor, t: Tensor, tau: float) -> Tensor:
+        return tau * ((s / tau).softmax(1) - (t / tau).softmax(1)) / len(s)
+
+    _compare(
+        answer,
+        right,
+        [(s, t, 2.0), (s, t, 3.0)],
+        {
+            "the sign is wrong: the gradient points uphill, from the teacher to the student": (
+                lambda s, t, tau: -right(s, t, tau)
+            ),
+            "the loss is a mean over the batch: divide by its size": (
+                lambda s, t, tau: len(s) * right(s, t, tau)
+            ),
+            "tau squared in front, and 1/tau from the softmax, leave one tau": (
+                lambda s, t, tau: tau * right(s, t, tau)
+            ),
+            "tau is missing: tau squared in front, and 1/tau from the softmax": (
+                lambda s, t, tau: right(s, t, tau) / tau
+            ),
+            "that is the gradient without tau squared in front": (
+                lambda s, t, tau: right(s, t, tau) / tau**2
+            ),
+            "the temperature is not used in the softmax": (
+                lambda s, t, tau: tau * right(s, t, 1.0)
+            ),
+            "that is the gradient on the teacher's side: the student's p comes first": (
+                lambda s, t, tau: right(t, s, tau)
+            ),
+        },
+        "tau**2 * KL: only -sum(q * log p) depends on the student; d log p / d s holds 1 / tau",
+    )
+
+
+def what_heats(answer: Any) -> None:
+    """Exercise 4 of chapter 2.1: what a temperature changes."""
+    _quiz(
+        answer,
+        {
+            "order": ("same", "dividing by a positive number keeps the order of the logits"),
+            "entropy": ("change", "it rises with tau, up to ln K"),
+            "shift": ("same", "exp(5 / tau) stands above and below the line"),
+            "both": ("same", "only the quotient z / tau is used"),
+            "ratio": ("same", "p_j / p_k = exp((z_j - z_k) / tau): no other logit is in it"),
+        },
+        ("same", "change"),
+        "write p_k = exp(z_k / tau) / sum, and see what cancels",
+    )
+
+
 def class_maps(answer: Function) -> None:
     """Exercise 1 of chapter 2.2: `answer(features, weight)` is the CAM of every class, signed."""
     draw = torch.Generator().manual_seed(3)
@@ -635,7 +871,7 @@ def what_is_ignored(answer: Any) -> None:
 
 
 def hinton(answer: Function) -> None:
-    """Exercise 1 of chapter 3.3: `answer(student, teacher, temperature)` is Hinton's loss."""
+    """Exercise 2 of chapter 2.1: `answer(student, teacher, tau)` is Hinton's loss."""
     draw = torch.Generator().manual_seed(3)
     student, teacher = 2 * torch.randn(2, 4, 5, generator=draw)
 
@@ -670,7 +906,7 @@ def hinton(answer: Function) -> None:
 
 
 def noisy_logits(answer: Function) -> None:
-    """Exercise 2 of chapter 3.3: `answer(z, noise, strength)` is NLD's `z_soft`."""
+    """Exercise 1 of chapter 3.3: `answer(z, noise, strength)` is NLD's `z_soft`."""
     draw = torch.Generator().manual_seed(4)
     z, noise = torch.randn(2, 4, 5, generator=draw)
     z = 3 * z + torch.tensor([[2.0], [-1.0], [0.5], [4.0]])
@@ -723,7 +959,7 @@ def noisy_logits(answer: Function) -> None:
 
 
 def noise_penalty(answer: Function) -> None:
-    """Exercise 3 of chapter 3.3: `answer(z, strength, temperature)`, NLD less KD on average."""
+    """Exercise 2 of chapter 3.3: `answer(z, strength, temperature)`, NLD less KD on average."""
     draw = torch.Generator().manual_seed(5)
     z = 2 * torch.randn(4, 5, generator=draw)
 
@@ -777,7 +1013,7 @@ def noise_penalty(answer: Function) -> None:
 
 
 def what_changes(answer: Any) -> None:
-    """Exercise 4 of chapter 3.3: which change of NLD alters its value, and which its gradient."""
+    """Exercise 3 of chapter 3.3: which change of NLD alters its value, and which its gradient."""
     right = {
         "shift": set(),
         "mean": set(),
