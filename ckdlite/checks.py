@@ -526,9 +526,6 @@ def hinton_gradient(answer: Function) -> None:
             "the temperature is not used in the softmax": (
                 lambda s, t, tau: tau * right(s, t, 1.0)
             ),
-            "that is the gradient on the teacher's side: the student's p comes first": (
-                lambda s, t, tau: right(t, s, tau)
-            ),
         },
         "tau**2 * KL: only -sum(q * log p) depends on the student; d log p / d s holds 1 / tau",
     )
@@ -744,6 +741,87 @@ def what_moves_the_map(answer: Any) -> None:
     )
 
 
+def nearest_rate(answer: Function) -> None:
+    """Exercise 1 of chapter 3.1: `answer(feature, timesteps)` is the nearest rate."""
+    feature = torch.tensor([[0.0, 0.1, 0.3, 0.45], [0.6, 0.9, 1.2, 3.7]], dtype=torch.float64)
+
+    def right(feature: Tensor, timesteps: int) -> Tensor:
+        return ((feature * timesteps).round() / timesteps).clamp(0, 1)
+
+    _compare(
+        answer,
+        right,
+        [(feature, 4), (feature, 2)],
+        {
+            "a rate is never above 1: clamp it": lambda f, n: (f * n).round() / n,
+            "that is the rate below; the nearest is wanted: round": (
+                lambda f, n: ((f * n).floor() / n).clamp(0, 1)
+            ),
+            "that is the number of spikes; divide by the timesteps": (
+                lambda f, n: (f * n).round().clamp(0, n)
+            ),
+            "the ceiling alone is not enough: a rate is a multiple of 1/T": (
+                lambda f, n: f.clamp(0, 1)
+            ),
+            "there are T + 1 rates, in steps of 1/T, not T rates": (
+                lambda f, n: ((f * (n - 1)).round() / max(n - 1, 1)).clamp(0, 1)
+            ),
+        },
+        "count = feature * T, rounded; rate = count / T, at most 1",
+    )
+
+
+def best_scale(answer: Function) -> None:
+    """Exercise 2 of chapter 3.1: `answer(student, teacher)` is the a of the smallest error."""
+    draw = torch.Generator().manual_seed(11)
+    s = (torch.rand(3, 2, 4, 4, generator=draw, dtype=torch.float64) * 4).floor() / 4
+    t = 3 * torch.rand(3, 2, 4, 4, generator=draw, dtype=torch.float64).square() + s
+
+    _compare(
+        answer,
+        lambda s, t: (s * t).sum() / s.square().sum(),
+        [(s, t)],
+        {
+            "the quotient is upside down: the student's square is below": (
+                lambda s, t: s.square().sum() / (s * t).sum()
+            ),
+            "below the line stands the student's square, not the teacher's": (
+                lambda s, t: (s * t).sum() / t.square().sum()
+            ),
+            "that is the quotient of the two sizes; it ignores how far they match": (
+                lambda s, t: t.norm() / s.norm()
+            ),
+            "that is the quotient of the means": lambda s, t: t.mean() / s.mean(),
+            "the means were taken away first; there is no constant in a * s": (
+                lambda s, t: ((s - s.mean()) * (t - t.mean())).sum() / (s - s.mean()).square().sum()
+            ),
+            "one number for all is wanted, not one an image": (
+                lambda s, t: (s * t).sum((1, 2, 3)) / s.square().sum((1, 2, 3))
+            ),
+        },
+        "set the derivative of sum (a * s - t)**2 by a to zero, and solve for a",
+    )
+
+
+def what_notices(answer: Any) -> None:
+    """Exercise 3 of chapter 3.1: which comparison notices a change of the student."""
+    _quiz_of_sets(
+        answer,
+        {
+            "channels": ({"features"}, "the sum over channels and the logits stay"),
+            "positions": (
+                {"features", "map"},
+                "the head reads the mean over positions, so the logits stay; the map moves",
+            ),
+            "shift": (set(), "no softmax sees a shift, and the features come before the logits"),
+            "time": (set(), "features, map and answer are means or sums over time"),
+            "louder": ({"answer"}, "the features come before the head; the softmax gets sharper"),
+        },
+        ("features", "map", "answer"),
+        "for each, follow what happens to the numbers that go into the comparison",
+    )
+
+
 def spike_map(answer: Function) -> None:
     """Exercise 1 of chapter 3.2: `answer(spikes)` sums `[T, B, C, H, W]` to `[B, H, W]`."""
     draw = torch.Generator().manual_seed(0)
@@ -847,10 +925,7 @@ def what_is_ignored(answer: Any) -> None:
     }
 
     def judge(given: Any) -> str | None:
-        if not given or all(value is ... for value in given.values()):
-            raise _UnsolvedError
-        if missing := sorted(set(right) - set(given)):
-            return f"{', '.join(missing)} is missing from the answer"
+        _check_keys(given, right)
         for name, ignored in right.items():
             if given[name] is ...:
                 return f"{name!r} has no answer yet; for neither write set()"
@@ -1014,38 +1089,27 @@ def noise_penalty(answer: Function) -> None:
 
 def what_changes(answer: Any) -> None:
     """Exercise 3 of chapter 3.3: which change of NLD alters its value, and which its gradient."""
-    right = {
-        "shift": set(),
-        "mean": set(),
-        "graph": {"gradient"},
-        "variance": {"value", "gradient"},
-    }
-    reasons = {
-        "shift": "std ignores a shift of the logits, and so does the softmax",
-        "mean": "the softmax ignores it, and the gradient's entries sum to zero",
-        "graph": "detach never changes a value, but a gradient through std is not zero",
-        "variance": "the noise is as many times louder as the std says, value and gradient with it",
-    }
-
-    def judge(given: Any) -> str | None:
-        if not given or all(value is ... for value in given.values()):
-            raise _UnsolvedError
-        if missing := sorted(set(right) - set(given)):
-            return f"{', '.join(missing)} is missing from the answer"
-        for name, altered in right.items():
-            if given[name] is ...:
-                return f"{name!r} has no answer yet; for nothing write set()"
-            said = {given[name]} if isinstance(given[name], str) else set(given[name])
-            if unknown := sorted(said - {"value", "gradient"}):
-                return (
-                    f"{unknown[0]!r} is not one of 'value', 'gradient'; for both write a set of "
-                    "both"
-                )
-            if said != altered:
-                return f"{name!r}: try it; {reasons[name]}"
-        return None
-
-    _run(answer, judge, "try it on z: nld(z, ..., noise=n) and its gradient, with and without")
+    _quiz_of_sets(
+        answer,
+        {
+            "shift": (set(), "try it; std ignores a shift of the logits, and so does the softmax"),
+            "mean": (
+                set(),
+                "try it; the softmax ignores it, and the gradient's entries sum to zero",
+            ),
+            "graph": (
+                {"gradient"},
+                "try it; detach never changes a value, but a gradient through std is not zero",
+            ),
+            "variance": (
+                {"value", "gradient"},
+                "try it; the noise is as many times louder as the std says, value and gradient "
+                "with it",
+            ),
+        },
+        ("value", "gradient"),
+        "try it on z: nld(z, ..., noise=n) and its gradient, with and without",
+    )
 
 
 def total_loss(answer: Function) -> None:
@@ -1159,6 +1223,118 @@ def seed_verdict(answer: Function) -> None:
         return None
 
     _run(answer, judge, "compare the worst run of one side with the best of the other")
+
+
+def merged_head(answer: Function) -> None:
+    """Exercise 1 of chapter 3.5: `answer(W1, b1, W2, b2)` is (weight, bias) of one layer."""
+    draw = torch.Generator().manual_seed(12)
+    w1, b1 = (torch.randn(*shape, generator=draw).double() for shape in ((4, 4), (4,)))
+    w2, b2 = (torch.randn(*shape, generator=draw).double() for shape in ((4, 4), (4,)))
+
+    def side_by_side(weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.cat([torch.as_tensor(weight), torch.as_tensor(bias)[:, None]], 1)
+
+    def joined(*arguments: Tensor) -> Tensor | None:
+        found = answer(*arguments)
+        return None if found is None or found is ... else side_by_side(*found)
+
+    _compare(
+        joined,
+        lambda w1, b1, w2, b2: side_by_side(w2 @ w1, w2 @ b1 + b2),
+        [(w1, b1, w2, b2)],
+        {
+            "the matrices are in the wrong order: the second layer stands on the left": (
+                lambda w1, b1, w2, b2: side_by_side(w1 @ w2, w2 @ b1 + b2)
+            ),
+            "the first bias goes through the second layer too: multiply it by W2": (
+                lambda w1, b1, w2, b2: side_by_side(w2 @ w1, b1 + b2)
+            ),
+            "the first bias is missing": lambda w1, b1, w2, b2: side_by_side(w2 @ w1, b2),
+            "the second bias is missing": lambda w1, b1, w2, b2: side_by_side(w2 @ w1, w2 @ b1),
+            "that multiplies element by element; a layer after a layer is a matrix product": (
+                lambda w1, b1, w2, b2: side_by_side(w2 * w1, w2 @ b1 + b2)
+            ),
+        },
+        "W2 @ (W1 @ x + b1) + b2: multiply it out",
+    )
+
+
+def batch_scaling(answer: Function) -> None:
+    """Exercise 2 of chapter 3.5: `answer(maps)` scales as the released code does."""
+    draw = torch.Generator().manual_seed(13)
+    maps = torch.rand(3, 2, 4, generator=draw, dtype=torch.float64)
+    maps = maps * torch.tensor([0.2, 1.0, 0.05], dtype=torch.float64).view(3, 1, 1) + 0.3
+
+    def scaled(maps: Tensor, axes: tuple[int, ...] = (0, 1, 2), extra: float = 1e-3) -> Tensor:
+        low, high = maps.amin(axes, keepdim=True), maps.amax(axes, keepdim=True)
+        return (maps - low) / (high - low + extra)
+
+    _compare(
+        answer,
+        scaled,
+        [(maps,)],
+        {
+            "each map is scaled by itself; the released code takes the whole batch": (
+                lambda maps: scaled(maps, (1, 2))
+            ),
+            "the 0.001 below the line is missing": lambda maps: scaled(maps, extra=0.0),
+            "each map by itself, and the 0.001 is missing": (
+                lambda maps: scaled(maps, (1, 2), 0.0)
+            ),
+            "the smallest value is not taken away": lambda maps: maps / (maps.max() + 1e-3),
+            "below the line stands the range, highest less lowest": (
+                lambda maps: (maps - maps.min()) / (maps.max() + 1e-3)
+            ),
+        },
+        "(maps - min) / (max - min + 1e-3), with min and max over all three axes",
+    )
+
+
+def best_epoch_bonus(answer: Function) -> None:
+    """Exercise 3 of chapter 3.5: `answer(accuracies)`, what choosing on the test set adds."""
+    accuracies = torch.tensor(
+        [[50.0, 61.0, 60.0, 60.5], [48.0, 58.0, 63.0, 59.0], [52.0, 57.0, 60.0, 62.0]],
+        dtype=torch.float64,
+    )
+    _compare(
+        answer,
+        lambda a: (a.amax(1) - a[:, -1]).mean(),
+        [(accuracies,)],
+        {
+            "one epoch for all seeds is not what is reported: each seed has its own best": (
+                lambda a: a.mean(0).amax() - a.mean(0)[-1]
+            ),
+            "the best seed is not the best epoch: the epochs are axis 1": (
+                lambda a: (a.amax(0) - a[-1]).mean()
+            ),
+            "that is against the mean of the epochs; the last one is wanted": (
+                lambda a: (a.amax(1) - a.mean(1)).mean()
+            ),
+            "that is the best run of all": lambda a: a.max() - a[:, -1].mean(),
+            "one number is wanted: the mean over the seeds": lambda a: a.amax(1) - a[:, -1],
+            "the sign is turned: best less last": lambda a: (a[:, -1] - a.amax(1)).mean(),
+        },
+        "for each seed: highest of its epochs less the last; then the mean over seeds",
+    )
+
+
+def when_it_vanishes(answer: Any) -> None:
+    """Exercise 4 of chapter 3.5: under which condition a difference makes none."""
+    _quiz(
+        answer,
+        {
+            "1 teacher map": ("right", "only the predicted class can differ from the true one"),
+            "2 scaling": ("single", "with one image the batch and the map are the same"),
+            "3 no square": ("weight", "it is a constant factor of the whole term"),
+            "6 variance": ("silent", "lambda multiplies the noise"),
+            "8 drifting teacher": (
+                "never",
+                "its batch norm uses the batch's statistics, whatever the weights of the loss",
+            ),
+        },
+        ("right", "single", "weight", "silent", "never"),
+        "for each, ask what the two versions would have to have in common",
+    )
 
 
 def _divergence_mistakes(kl: Function) -> dict[str, Function]:
@@ -1342,10 +1518,16 @@ class _UnsolvedError(Exception):
     """The reader has not written an answer yet."""
 
 
+class _FaultError(Exception):
+    """What is wrong with an answer, found below the check itself."""
+
+
 def _run(answer: Any, judge: Callable[[Any], str | None], hint: str) -> None:
     try:
         fault = judge(answer)
         said = "Right." if fault is None else f"Not yet: {fault}."
+    except _FaultError as fault:
+        said = f"Not yet: {fault}."
     except _UnsolvedError:
         said = f"Not solved yet. Hint: {hint}."
     except Exception as error:  # the reader's own code may raise anything
@@ -1359,20 +1541,51 @@ def _quiz(
     """Judge a dictionary of words against the right ones, each with its reason."""
 
     def judge(given: Any) -> str | None:
-        if not given or all(value is ... for value in given.values()):
-            raise _UnsolvedError
-        if missing := sorted(set(right) - set(given)):
-            return f"{', '.join(missing)} is missing from the answer"
+        _check_keys(given, right)
         for name, (wanted, why) in right.items():
             if given[name] is ...:
                 return f"{name!r} has no answer yet"
             if given[name] not in choices:
-                return f"{given[name]!r} is not one of {', '.join(map(repr, choices))}"
+                return f"{given[name]!r} is not one of {_listed(choices)}"
             if given[name] != wanted:
                 return f"{name!r}: {why}"
         return None
 
     _run(answer, judge, hint)
+
+
+def _quiz_of_sets(
+    answer: Any,
+    right: Mapping[str, tuple[set[str], str]],
+    choices: tuple[str, ...],
+    hint: str,
+) -> None:
+    """Judge a dictionary of sets of words against the right ones, each with its reason."""
+
+    def judge(given: Any) -> str | None:
+        _check_keys(given, right)
+        for name, (wanted, why) in right.items():
+            if given[name] is ...:
+                return f"{name!r} has no answer yet; for nothing write set()"
+            said = {given[name]} if isinstance(given[name], str) else set(given[name])
+            if unknown := sorted(said - set(choices)):
+                return f"{unknown[0]!r} is not one of {_listed(choices)}; for more write a set"
+            if said != wanted:
+                return f"{name!r}: {why}"
+        return None
+
+    _run(answer, judge, hint)
+
+
+def _check_keys(given: Any, right: Mapping[str, Any]) -> None:
+    if not given or all(value is ... for value in given.values()):
+        raise _UnsolvedError
+    if missing := sorted(set(right) - set(given)):
+        raise _FaultError(f"{', '.join(missing)} is missing from the answer")
+
+
+def _listed(choices: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, choices))
 
 
 def _compare(
