@@ -3,6 +3,7 @@ in the console.
 
 Equations become MathML when the book is built, so that no page loads a typesetter. The font they
 are set in is cut down to the characters the book uses. Scripts for remote kernels are taken out.
+Buttons lead to the repository and to Colab, where its address is known and on GitHub.
 """
 
 import html
@@ -20,6 +21,7 @@ from sphinx.util.math import get_node_equation_number
 
 logger = logging.getLogger(__name__)
 converter = LatexToMathML(fancy_error=False)
+COLAB = "https://colab.research.google.com"
 FONT = files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"
 
 
@@ -55,6 +57,17 @@ def drop_thebe_listeners(app, _config):
     """Keep sphinx-thebe, which Jupyter Book always loads, from putting anything on a page."""
     for listeners in app.events.listeners.values():
         listeners[:] = [entry for entry in listeners if entry.handler.__module__ != "sphinx_thebe"]
+
+
+def add_buttons(_app, config):
+    """Lead to the repository, and chapters to Colab, where _config.yml gives the address."""
+    options = config.html_theme_options
+    # The theme knows few hosts, and Colab opens what lies on GitHub alone.
+    known = options.get("repository_url", "").startswith("https://github.com/")
+    options["use_repository_button"] = options["use_issues_button"] = known
+    options["launch_buttons"] = {"colab_url": COLAB} if known else {}
+    if not known:
+        options.pop("repository_url", None)
 
 
 def clean_context(_app, _pagename, _templatename, context, _doctree):
@@ -117,6 +130,7 @@ def setup(app):
         raise ExtensionError(f"the font of the equations is missing: {FONT}")
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("config-inited", drop_thebe_listeners)
+    app.connect("config-inited", add_buttons)
     app.connect("html-page-context", clean_context, priority=900)
     app.connect("build-finished", finish)
     return {
