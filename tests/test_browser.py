@@ -4,19 +4,17 @@ Chromium is driven without a window; a server on the loopback address serves ``_
 """
 
 import base64
-import functools
 import gzip
 import json
 import re
 import shutil
-import threading
 import time
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from conftest import serving
 
 yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).parent.parent
@@ -69,23 +67,11 @@ class Assets(HTMLParser):
         return [address for address in self.found if address and not address.startswith("data:")]
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files without a word."""
-
-    def log_message(self, *_words):
-        pass
-
-
 @pytest.fixture(scope="module")
 def origin():
     """The address of the served book."""
-    handler = functools.partial(Quiet, directory=str(SITE))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join(PATIENCE)
+    with serving(SITE) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
