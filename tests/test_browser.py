@@ -19,7 +19,8 @@ from conftest import serving
 yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "_build" / "html"
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 WEIGHT = 1_500_000
 PATIENCE = 30  # Seconds until a page that does not answer counts as broken.
 
