@@ -97,6 +97,16 @@ def finish(app, error):
         clean = re.sub(r'<link rel="preload" as="font"[^>]*>', "", clean)
         # The same icons come as a font; as a script they would weigh 1.5 MB.
         clean = re.sub(r'<script src="[^"]*fontawesome[^"]*"></script>', "", clean)
+        # What is read on the search button and on a fold is also what is read aloud.
+        clean = re.sub(
+            r'(<button class="btn search-button-field[^>]*) aria-label="[^"]*"', r"\1", clean
+        )
+        clean = clean.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+        # The title of the book stands in a landmark, as everything else does.
+        clean = clean.replace(
+            '<div class="bd-sidebar-primary bd-sidebar',
+            '<div role="navigation" aria-label="Book" class="bd-sidebar-primary bd-sidebar',
+        )
         if clean != source:
             page.write_text(clean, encoding="utf-8")
         for equation in re.findall(r"<math.*?</math>", source, flags=re.DOTALL):
