@@ -598,6 +598,7 @@ def test_buttons_follow_from_the_address(page):
     there = f'href="{there}/blob/{branch}/{page}.ipynb"'
     known = url.startswith("https://github.com/") and (ROOT / f"{page}.ipynb").exists()
     assert (there in source) == known
+    assert ("Open in Colab" in source) == known
     # Without an address there is no button that leads nowhere.
     assert ("colab.research.google.com" in source) == known
-    assert "setup_cell" not in source and "@title Setup" not in source
+    assert "@title Setup" not in source

@@ -71,10 +71,21 @@ def add_buttons(_app, config):
 
 
 def clean_context(_app, _pagename, _templatename, context, _doctree):
-    """Drop what is left of thebe, and set the theme mode that the theme's script expects."""
+    """Drop what is left of thebe, set the theme mode that the theme's script expects, and see to
+    the buttons of the repository."""
     for kind in ("css_files", "script_files"):
         context[kind] = [asset for asset in context[kind] if not names_thebe(asset)]
     context["default_mode"] = "auto"
+    buttons = context.get("header_buttons", [])
+    for place, button in enumerate(buttons):
+        if button.get("label") == "launch-buttons":
+            # A menu with Colab alone in it.
+            link = {"text": "", "tooltip": "Open in Colab", "icon": "fas fa-rocket"}
+            buttons[place] = button["buttons"][0] | link
+        for one in (button, *button.get("buttons", [])):
+            # One sign of a brand would fetch a font of 118 kB.
+            if str(one.get("icon")).startswith("fab "):
+                one["icon"] = "fas fa-code-branch"
 
 
 def names_thebe(asset) -> bool:
