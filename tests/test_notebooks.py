@@ -7,7 +7,11 @@ import nbformat
 import notebooks
 import pytest
 
-CHAPTERS = sorted((Path(__file__).parent.parent / "book").glob("*.ipynb"))
+ROOT = Path(__file__).parent.parent
+CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
+# Where the book's build leaves the chapters that it executed.
+EXECUTED = ROOT / "_build" / "jupyter_execute" / "book"
+BUILT = ROOT / "_build" / "html" / ".built"
 LOOPHOLE = "NBVAL_IGNORE_OUTPUT"
 
 
@@ -27,6 +31,16 @@ def asserts(cell) -> int:
     return sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source)))
 
 
+def prints(cell) -> list[str]:
+    """What a cell says in plain text: its streams, each in one piece, then its other outputs."""
+    streams = {}
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            streams[output.name] = streams.get(output.name, "") + output.text
+    texts = (o.data.get("text/plain") for o in cell.outputs if "data" in o)
+    return [*(f"{name}: {text}" for name, text in sorted(streams.items())), *texts]
+
+
 def test_there_are_chapters():
     assert CHAPTERS
 
@@ -41,6 +55,17 @@ def test_chapter_was_executed_in_order_without_error(path):
     cells = code_cells(path)
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
     assert not [o for c in cells for o in c.outputs if o.output_type == "error"]
+
+
+@pytest.mark.skipif(not BUILT.exists(), reason="the book is not built: run make book")
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_the_build_printed_what_is_committed(path):
+    """The chapters were executed once, by the build: it is compared, not done again."""
+    committed, executed = code_cells(path), code_cells(EXECUTED / path.name)
+    assert [c.source for c in committed] == [c.source for c in executed], "run make book first"
+    for old, new in zip(committed, executed, strict=True):
+        if not ignores(old):
+            assert prints(new) == prints(old), f"{path.name}: what this cell prints\n{old.source}"
 
 
 def test_what_is_not_compared_is_asserted():
@@ -84,3 +109,18 @@ def test_strip_keeps_text_alone(tmp_path):
     path = tmp_path / "chapter.ipynb"
     nbformat.write(notebook, path)
     assert notebooks.main(["check", str(path)]) == 0
+
+
+def test_what_a_cell_prints_is_told_in_whole_streams_and_plain_text():
+    cell = nbformat.v4.new_code_cell(
+        "1",
+        outputs=[
+            nbformat.v4.new_output("stream", name="stdout", text="a"),
+            nbformat.v4.new_output(
+                "display_data", data={"text/plain": "Figure: A.", "text/html": "<img>"}
+            ),
+            nbformat.v4.new_output("stream", name="stdout", text="b"),
+            nbformat.v4.new_output("stream", name="stderr", text="careful"),
+        ],
+    )
+    assert prints(cell) == ["stderr: careful", "stdout: ab", "Figure: A."]
