@@ -1,6 +1,6 @@
 """On what Colab has: `make test-colab` runs these in the environment that tools/colab.py makes.
 
-Everywhere else they are skipped. The chapters themselves are run there by nbval.
+Elsewhere most are skipped. The chapters themselves are run there by nbval.
 """
 
 import os
@@ -22,7 +22,7 @@ import ckdlite
 
 ROOT = Path(__file__).parent.parent
 OLD = metadata.version("ipywidgets").startswith("7.")
-pytestmark = pytest.mark.skipif(not OLD, reason="runs in `make test-colab`")
+on_colab = pytest.mark.skipif(not OLD, reason="runs in `make test-colab`")
 PATIENCE = 60
 
 EXPLORER = """
@@ -36,6 +36,23 @@ widgets.explorer(draw, alt=lambda beta, T: f"shows {beta} and {T}", caption="Loo
 """
 
 
+def test_what_is_laid_over_has_colabs_versions():
+    lines = colab.REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    there = {name: version for name, version in colab.COLAB.items() if name in pins}
+    assert len(there) == 5 and "torch" not in pins
+    for name, version in there.items():
+        assert f"{pins[name]}.".startswith(f"{version}."), name
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("given", [[], ["--compair"], ["one", "two"]])
+def test_wrong_arguments_are_told_how(given, capsys):
+    assert colab.main(given) == 2
+    assert "python tools/colab.py FOLDER" in capsys.readouterr().err
+
+
+@on_colab
 def test_what_is_pinned_comes_first_and_the_rest_from_below():
     import numpy
     import torch
@@ -48,6 +65,7 @@ def test_what_is_pinned_comes_first_and_the_rest_from_below():
     assert Path(ckdlite.__file__).is_relative_to(ROOT)
 
 
+@on_colab
 def test_the_environment_below_keeps_its_own_packages():
     below = Path(metadata.distribution("torch").locate_file(""))
     (numpy,) = metadata.distributions(name="numpy", path=[str(below)])
@@ -107,6 +125,7 @@ def kernel():
         manager.shutdown_kernel(now=True)
 
 
+@on_colab
 def test_a_moved_slider_changes_the_picture(kernel):
     """As on Colab: no Stack, so the kernel draws when the page says that a slider moved."""
     beta, steps = kernel.of("SelectionSliderModel")
@@ -143,6 +162,7 @@ def repository(tmp_path):
         yield f"{origin}/owner/name"
 
 
+@on_colab
 def test_the_setup_cell_installs_the_library_from_a_repository(tmp_path, repository):
     """With Colab's module present and the library absent, pip fetches it and torch stays."""
     import numpy
