@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 # Written by tools/build.py, and only when the book was built.
 BOOK := _build/html/.built
 CHAPTERS := $(wildcard book/*.ipynb)
-SOURCES := _config.yml _toc.yml tools/build.py tools/offline.py $(wildcard book/*.ipynb book/*.md book/*.bib) \
+SOURCES := _config.yml _toc.yml CITATION.cff $(wildcard tools/*.py) $(wildcard book/*.ipynb book/*.md book/*.bib) \
 	$(shell find ckdlite book/extra book/_static -type f -not -path '*__pycache__*')
 
 .PHONY: help book test lint browser refresh benchmark experiments clean
