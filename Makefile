@@ -7,10 +7,11 @@ READY := $(VENV)/ready
 # Written by tools/build.py, and only when the book was built.
 BOOK := _build/html/.built
 CHAPTERS := $(wildcard book/*.ipynb)
-SOURCES := _config.yml _toc.yml CITATION.cff $(wildcard tools/*.py) $(wildcard book/*.ipynb book/*.md book/*.bib) \
+SOURCES := _config.yml _toc.yml CITATION.cff tools/build.py tools/offline.py tools/reference.py \
+	$(wildcard book/*.ipynb book/*.md book/*.bib) \
 	$(shell find ckdlite book/extra book/_static -type f -not -path '*__pycache__*')
 
-.PHONY: help book test lint browser refresh benchmark experiments clean
+.PHONY: help book test lint browser refresh times benchmark experiments clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +19,7 @@ help:
 	@echo "make test     set up, build the book and run every test"
 	@echo "make lint     ruff alone"
 	@echo "make refresh  execute the chapters in place, keep their text outputs"
+	@echo "make times    write into the chapters' heads how long the last build took to run them"
 	@echo "make benchmark  time neuron, step and distillation (some twenty minutes, a quiet machine)"
 	@echo "make experiments  the missing runs of experiments/PLAN.md (hours; goes on where it stopped; PHOTOS=FOLDER for question 6)"
 	@echo "make clean    remove the built book and the environment"
@@ -66,6 +68,9 @@ test: lint book browser
 
 refresh: $(READY)
 	@$(BIN)/python tools/notebooks.py refresh $(CHAPTERS)
+
+times: $(READY)
+	@$(BIN)/python tools/times.py
 
 benchmark: $(READY)
 	@$(BIN)/python benchmarks/speed.py
