@@ -8,10 +8,11 @@ COLAB := $(VENV)/colab
 # Written by tools/build.py, and only when the book was built.
 BOOK := _build/html/.built
 CHAPTERS := $(wildcard book/*.ipynb)
-SOURCES := _config.yml _toc.yml tools/build.py tools/offline.py $(wildcard book/*.ipynb book/*.md book/*.bib) \
+SOURCES := _config.yml _toc.yml CITATION.cff tools/build.py tools/offline.py tools/reference.py \
+	$(wildcard book/*.ipynb book/*.md book/*.bib) \
 	$(shell find ckdlite book/extra book/_static -type f -not -path '*__pycache__*')
 
-.PHONY: help book test test-colab lint browser refresh stamp benchmark experiments clean
+.PHONY: help book test test-colab lint browser refresh times stamp benchmark experiments clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +23,7 @@ help:
 	@echo "make refresh  execute the chapters in place, keep their text outputs"
 	@echo "make stamp    the setup cell into every chapter; with URL=https://HOST/OWNER/NAME and"
 	@echo "              BRANCH=... the repository's address, which buttons and setup cells lead to"
+	@echo "make times    write into the chapters' heads how long the last build took to run them"
 	@echo "make benchmark  time neuron, step and distillation (some twenty minutes, a quiet machine)"
 	@echo "make experiments  the missing runs of experiments/PLAN.md (hours; goes on where it stopped; PHOTOS=FOLDER for question 6)"
 	@echo "make clean    remove the built book and the environment"
@@ -86,6 +88,9 @@ refresh: $(READY)
 given = $(if $(findstring command,$(origin $1)),--$2 "$($1)")
 stamp:
 	@$(PYTHON) tools/stamp.py $(call given,URL,url) $(call given,BRANCH,branch)
+
+times: $(READY)
+	@$(BIN)/python tools/times.py
 
 benchmark: $(READY)
 	@$(BIN)/python benchmarks/speed.py

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: What a reader writes.
 Function = Callable[..., Any]
 
 

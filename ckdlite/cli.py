@@ -22,6 +22,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from . import __version__, memory, training  # noqa: F401 (training makes its classes known by short name)
 from .runs import RunError, checkpoint, keep, read, resume
 
+#: The folder of the recipes.
+#:
+#: :meta hide-value:
 RECIPES = Path(__file__).parent / "recipes"
 
 _ABOUT = """\

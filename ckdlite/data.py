@@ -20,8 +20,10 @@ from torch.utils.data import Dataset, Subset
 
 from ._assets import damaged, read, read_json
 
+#: The parts of the data. No item is in two of them.
 SPLITS = ("train", "validation", "test")
 
+#: The ten classes of the scenes; a label is a position here.
 CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -35,9 +37,10 @@ CLASSES = (
     "Ankle boot",
 )
 
-# Measured on the 14,000 training scenes of seed 0, in units of the [0, 1] range:
 # `python experiments/make_fashion.py --digests` prints them.
+#: Mean of each channel over the 14,000 training scenes of seed 0, in units of the [0, 1] range.
 MEAN = (0.443, 0.445, 0.443)
+#: Standard deviation of each channel over the same scenes, in the same units.
 STD = (0.199, 0.198, 0.198)
 
 # The amounts of the committed digests, of the cast and of the shipped networks.
@@ -68,9 +71,10 @@ class Scenes(NamedTuple):
 
     A tuple of tensors, so `TensorDataset(*scenes)` is a dataset.
 
-    - `images`: RGB, 0 to 255.
-    - `labels`: positions in `CLASSES`.
-    - `masks`: true where the object is.
+    Attributes:
+        images: RGB, 0 to 255.
+        labels: positions in `CLASSES`.
+        masks: true where the object is.
     """
 
     images: UInt8[Tensor, "N 3 32 32"]
@@ -154,9 +158,9 @@ def normalise(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> Float32[Tensor, "*B 3 H W"]:
-    """Turn bytes into the numbers a network reads.
+    r"""Turn bytes into the numbers a network reads, channel by channel; without unit.
 
-    Computes (x / 255 − mean) / std for each channel. Without unit.
+    .. math:: (x / 255 - \text{mean}) / \text{std}
 
     Args:
         images: RGB, 0 to 255.

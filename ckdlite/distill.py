@@ -18,13 +18,18 @@ from torch import Tensor
 
 from .saliency import check_maps, check_target
 
+#: What `normalise_maps` can do to a map.
 Normalise = Literal["none", "sample", "batch", "zscore"]
 
 
 def kd(
     student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], *, temperature: float = 2.0
 ) -> Float[Tensor, ""]:
-    """Hinton's distillation of logits: `tau^2 * KL(softmax(t / tau) || softmax(s / tau))`.
+    r"""Hinton's distillation of logits.
+
+    With t the teacher's logits and s the student's:
+
+    .. math:: L = \tau^2 \, \mathrm{KL}(\mathrm{softmax}(t / \tau) \| \mathrm{softmax}(s / \tau))
 
     Nats, mean over the batch.
 
@@ -102,13 +107,17 @@ def samd(
     normalise: Normalise = "sample",
     square: bool = True,
 ) -> Float[Tensor, ""]:
-    """Saliency-scaled activation map distillation: look where the teacher looks.
+    r"""Saliency-scaled activation map distillation: look where the teacher looks.
 
-    Each map is scaled, then read as a distribution over its `H * W` positions by a softmax::
+    Each map is scaled to m by `normalise_maps`, then read as a distribution P over its `H * W`
+    positions by a softmax at the temperature :math:`\mathcal{T}`:
 
-        P = softmax(normalise_maps(map) / T),   L = T^2 * KL(P_teacher || P_student)
+    .. math::
 
-    Nats, mean over the batch; `T` is the temperature.
+        P &= \mathrm{softmax}(m / \mathcal{T}) \\
+        L &= \mathcal{T}^2 \, \mathrm{KL}(P_{\text{teacher}} \| P_{\text{student}})
+
+    Nats, mean over the batch.
 
     Args:
         student: spike activation map (`saliency.spike_map`).
@@ -116,7 +125,8 @@ def samd(
         temperature: above 0.
         normalise: see `normalise_maps`. The paper does not say which; `"sample"` is our reading.
             The released code has `"batch"`. Difference 2.
-        square: multiply by `T^2` (paper); the released code does not. Difference 3.
+        square: multiply by the temperature squared (paper); the released code does not.
+            Difference 3.
 
     Raises:
         ValueError: maps of different shape, a temperature not above 0, or maps that are not finite.
@@ -145,12 +155,17 @@ def nld(
     mix: Literal["logits", "probabilities"] = "logits",
     detach_statistics: bool = True,
 ) -> Float[Tensor, ""]:
-    """Noise-smoothed logits distillation.
+    r"""Noise-smoothed logits distillation.
 
-    With z the student's logits, n standard normal, and mean and std over the classes of a sample::
+    With z the student's logits, t the teacher's, n standard normal, and mean and std over the
+    classes of a sample:
 
-        e = mean(z) + std(z) * n,   z_soft = z + lambda * e
-        L = tau^2 * KL(softmax(z_teacher / tau) || softmax(z_soft / tau))
+    .. math::
+
+        \varepsilon &= \mathrm{mean}(z) + \mathrm{std}(z) \, n \\
+        z_{\text{soft}} &= z + \lambda \varepsilon \\
+        L &= \tau^2 \, \mathrm{KL}(\mathrm{softmax}(t / \tau)
+            \| \mathrm{softmax}(z_{\text{soft}} / \tau))
 
     Nats, mean over the batch and over the draws. The std has K - 1 in its denominator, as in the
     released code. A softmax ignores a shift, so `mean(z)` has no effect on the value.
@@ -165,9 +180,8 @@ def nld(
         generator: what to draw them from.
         spread: the noise's standard deviation is `std(z)` (paper) or `std(z)^2` (released code).
             Difference 6.
-        mix: add the noise to the logits (paper), or mix probabilities,
-            `(1 - lambda) * softmax(z / tau) + lambda * softmax(e / tau)` (released code).
-            Difference 5.
+        mix: add the noise to the logits (paper), or mix probabilities (released code),
+            :math:`(1 - \lambda) p_z + \lambda p_\varepsilon`, softmaxes at tau. Difference 5.
         detach_statistics: keep mean and std out of the graph. The paper does not say; `True` is
             our reading, the released code has `False`. Difference 7.
 
@@ -236,11 +250,16 @@ def attention_transfer(
     *,
     power: float = 2.0,
 ) -> Float[Tensor, ""]:
-    """Attention transfer: where the channels are strong, whatever the class::
+    r"""Attention transfer: where the channels are strong, whatever the class.
 
-        Q = sum_c |A[c]|^p,   L = || Q_s / ||Q_s|| - Q_t / ||Q_t|| ||
+    With s for the student, t for the teacher:
 
-    with Euclidean norms over the `H * W` positions; mean over the batch. The nearest ancestor of
+    .. math::
+
+        Q &= \sum_c |A_c|^p \\
+        L &= \left\| \frac{Q_s}{\|Q_s\|} - \frac{Q_t}{\|Q_t\|} \right\|
+
+    Euclidean norms over the `H * W` positions; mean over the batch. The nearest ancestor of
     SAMD: maps of both networks, but no class in the teacher's, and a distance in place of a
     divergence. A map that is zero everywhere stays zero.
 
@@ -266,7 +285,14 @@ def attention_transfer(
 
 
 class Losses(NamedTuple):
-    """The terms of the total, in nats; `total = ce + beta * samd + gamma * nld`."""
+    """The terms of the total, in nats; `total = ce + beta * samd + gamma * nld`.
+
+    Attributes:
+        total: what to go back from.
+        ce: the labels' term.
+        samd: the maps' term, without its weight.
+        nld: the noisy logits' term, without its weight.
+    """
 
     total: Float[Tensor, ""]
     ce: Float[Tensor, ""]
@@ -286,7 +312,9 @@ def ckd(
     samd_options: Mapping[str, Any] | None = None,
     nld_options: Mapping[str, Any] | None = None,
 ) -> Losses:
-    """The whole loss of CKDSNN: `L = CE + beta * L_SAMD + gamma * L_NLD`.
+    r"""The whole loss of CKDSNN.
+
+    .. math:: L = L_{CE} + \beta L_{SAMD} + \gamma L_{NLD}
 
     Args:
         student_logits: averaged over time.

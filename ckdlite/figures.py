@@ -27,7 +27,8 @@ except ImportError as error:
         "pip install 'ckdlite[chapters]'"
     ) from error
 
-# Okabe and Ito's palette, told apart under the common kinds of colour blindness.
+#: One colour a role, from Okabe and Ito's palette, told apart under the common kinds of colour
+#: blindness.
 COLOURS: dict[str, str] = {
     "teacher": "#0072B2",
     "label-only": "#E69F00",
@@ -38,7 +39,7 @@ COLOURS: dict[str, str] = {
     "ink": "#1F2933",
 }
 
-# A figure is 6.4 inches wide: at 110 pixels an inch it fills the text column of the book.
+#: Of a figure. At 6.4 inches wide it then fills the text column of the book.
 PIXELS_PER_INCH = 110
 
 

@@ -14,11 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+#: The slope of a surrogate. It takes `v = u - threshold` and keeps its shape.
 Surrogate = Callable[[Tensor], Tensor]
 
 
 def triangle(v: Float[Tensor, "*N"], width: float = 1.0) -> Float[Tensor, "*N"]:
-    """Triangle of area one: `max(0, 1 - |v| / width) / width`, with `v = u - threshold`.
+    r"""Triangle of area one, with `v = u - threshold`.
+
+    .. math:: \psi(v) = \frac{1}{w} \max(0, 1 - |v| / w), \quad w = \text{width}
 
     With `width = 1` it is the surrogate of CKDSNN's code, `max(0, 1 - |u - 1|)`.
     Source: Esser et al. 2016 (PNAS 113), Bellec et al. 2018. Chapter 1.1.
@@ -27,7 +30,9 @@ def triangle(v: Float[Tensor, "*N"], width: float = 1.0) -> Float[Tensor, "*N"]:
 
 
 def rectangle(v: Float[Tensor, "*N"], width: float = 1.0) -> Float[Tensor, "*N"]:
-    """Rectangle of area one: `1 / width` where `|v| < width / 2`, else 0.
+    r"""Rectangle of area one: a constant near the threshold, else 0.
+
+    .. math:: \psi(v) = 1 / w \text{ where } |v| < w / 2, \quad w = \text{width}
 
     Source: Wu et al. 2018, "Spatio-temporal backpropagation" (STBP), curve h1.
     """
@@ -35,7 +40,9 @@ def rectangle(v: Float[Tensor, "*N"], width: float = 1.0) -> Float[Tensor, "*N"]
 
 
 def arctan(v: Float[Tensor, "*N"], alpha: float = 2.0) -> Float[Tensor, "*N"]:
-    """Slope of a scaled arctangent: `(alpha / 2) / (1 + (pi / 2 * alpha * v)**2)`.
+    r"""Slope of a scaled arctangent.
+
+    .. math:: \psi(v) = \frac{\alpha / 2}{1 + (\pi \alpha v / 2)^2}
 
     Source: Fang et al. 2021, "Incorporating learnable membrane time constant" (PLIF).
     """
@@ -43,7 +50,9 @@ def arctan(v: Float[Tensor, "*N"], alpha: float = 2.0) -> Float[Tensor, "*N"]:
 
 
 def fast_sigmoid(v: Float[Tensor, "*N"], slope: float = 25.0) -> Float[Tensor, "*N"]:
-    """Slope of a fast sigmoid: `1 / (1 + slope * |v|)**2`.
+    r"""Slope of a fast sigmoid, scaled to 1 at the threshold.
+
+    .. math:: \psi(v) = \frac{1}{(1 + k |v|)^2}, \quad k = \text{slope}
 
     Source: Zenke and Ganguli 2018, "SuperSpike".
     """
@@ -51,11 +60,17 @@ def fast_sigmoid(v: Float[Tensor, "*N"], slope: float = 25.0) -> Float[Tensor, "
 
 
 def sigmoid(v: Float[Tensor, "*N"], alpha: float = 4.0) -> Float[Tensor, "*N"]:
-    """Slope of a logistic function: `alpha * p * (1 - p)` with `p = 1 / (1 + exp(-alpha * v))`."""
+    r"""Slope of a logistic function.
+
+    .. math:: \psi(v) = \alpha p (1 - p), \quad p = \frac{1}{1 + e^{-\alpha v}}
+    """
     p = torch.sigmoid(alpha * v)
     return alpha * p * (1 - p)
 
 
+#: The surrogate gradients by name, the five functions above.
+#:
+#: :meta hide-value:
 SURROGATES: dict[str, Surrogate] = {
     f.__name__: f for f in (triangle, rectangle, arctan, fast_sigmoid, sigmoid)
 }
@@ -336,14 +351,17 @@ def lif(
     detach_reset: bool = False,
     surrogate: str | Surrogate = "triangle",
 ) -> tuple[Float[Tensor, " T *N"], Float[Tensor, " T *N"]]:
-    """Run the LIF neuron over time; return its spikes and its membrane potential.
+    r"""Run the LIF neuron over time; return its spikes and its membrane potential.
 
-    For each timestep, from `u = 0`::
+    For each timestep, from :math:`u = 0`, with the decay :math:`\beta` and the threshold
+    :math:`\theta`: leak and add, fire, reset.
 
-        u <- decay * u + x[t]
-        s[t] = 1 if u - threshold > 0 else 0
-        u <- (1 - s[t]) * u          (hard reset)
-        u <- u - threshold * s[t]    (soft reset)
+    .. math::
+
+        u &\leftarrow \beta u + x_t \\
+        s_t &= 1 \text{ if } u > \theta \text{ else } 0 \\
+        u &\leftarrow (1 - s_t) u \quad \text{(hard reset)} \\
+        u &\leftarrow u - \theta s_t \quad \text{(soft reset)}
 
     The potential returned is the one that the threshold reads, before the reset. In the backward
     pass the step's slope is replaced by `surrogate(u - threshold)`. Of an input in half precision
@@ -404,6 +422,12 @@ class LIF(nn.Module):
         _slope(surrogate)  # an unknown name is refused here, not at the first forward pass
 
     def forward(self, x: Float[Tensor, " T *N"]) -> Float[Tensor, " T *N"]:
+        """The spikes that a current brings about.
+
+        Raises:
+            ValueError: no timestep.
+            TypeError: `x` is not a floating-point tensor.
+        """
         _check_current(x)
         slope = _slope(self.surrogate)
         neuron = (self.decay, self.threshold, self.reset, self.detach_reset, slope)

@@ -14,7 +14,9 @@ from .saliency import check_target
 
 # Energy of one 32-bit floating-point operation in a 45 nm process at 0.9 V, in picojoules:
 # Horowitz 2014 (ISSCC), "Computing's energy problem". A multiplication 3.7 and an addition 0.9.
+#: Picojoules of a multiply-accumulate in 32-bit floating point, 45 nm (Horowitz 2014).
 PICOJOULES_MAC = 4.6
+#: Picojoules of an accumulate in 32-bit floating point, 45 nm (Horowitz 2014).
 PICOJOULES_AC = 0.9
 
 
@@ -72,7 +74,9 @@ def accuracy(logits: Float[Tensor, "N K"], labels: Integer[Tensor, " N"]) -> flo
 
 
 def entropy(logits: Float[Tensor, "*B K"], temperature: float = 1.0) -> Float[Tensor, "*B"]:
-    """Entropy of `softmax(logits / temperature)` over the last axis, in nats: 0 to ln K.
+    r"""Entropy of `softmax(logits / temperature)` over the last axis, in nats: 0 to ln K.
+
+    .. math:: H = -\sum_k p_k \ln p_k, \quad p = \mathrm{softmax}(z / \tau)
 
     Raises:
         ValueError: a temperature not above 0, or NaN among the logits.
@@ -126,24 +130,36 @@ def firing_rates(model: nn.Module, images: Float[Tensor, "..."]) -> dict[str, fl
 
 
 class LayerCost(NamedTuple):
-    """Operations of one layer for one image, over all timesteps."""
+    """Operations of one layer for one image, over all timesteps.
+
+    Attributes:
+        layer: its name, as in `model.named_modules()`.
+        macs: multiply-accumulates: the input holds real numbers.
+        acs: accumulates: the input holds spikes, and only a spike costs.
+    """
 
     layer: str
-    macs: float  # multiply-accumulates: the input holds real numbers
-    acs: float  # accumulates: the input holds spikes, and only a spike costs
+    macs: float
+    acs: float
 
 
 class Cost(NamedTuple):
-    """Operations and energy for one image, over all timesteps. See `operations`."""
+    """Operations and energy for one image, over all timesteps. See `operations`.
+
+    Attributes:
+        layers: what each layer costs, in the order in which they ran.
+    """
 
     layers: list[LayerCost]
 
     @property
     def macs(self) -> float:
+        """Multiply-accumulates of all layers."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def acs(self) -> float:
+        """Accumulates of all layers."""
         return sum(layer.acs for layer in self.layers)
 
     @property

@@ -26,6 +26,7 @@ class Frames(nn.Sequential):
     """
 
     def forward(self, x: Float[Tensor, "*L C H W"]) -> Float[Tensor, "*L D H2 W2"]:
+        """Each frame through the layers; the axes in front come back as they were."""
         return super().forward(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
 
 
@@ -37,7 +38,15 @@ def _conv_norm(inputs: int, outputs: int, stride: int = 1) -> Frames:
 
 
 class Block(nn.Module):
-    """Basic residual block: `act(norm(conv(act(norm(conv(x))))) + shortcut(x))`."""
+    """Basic residual block: `act(norm(conv(act(norm(conv(x))))) + shortcut(x))`.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels that go out.
+        stride: 2 halves the size, 1 keeps it.
+        activation: makes the layer between the convolutions.
+        last_activation: makes the layer after the sum.
+    """
 
     def __init__(
         self,
@@ -63,6 +72,7 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "*L C H W"]) -> Float[Tensor, "*L D H2 W2"]:
+        """Two convolutions and the way around them, added up before the last activation."""
         return self.act2(self.conv2(self.act1(self.conv1(x))) + self.shortcut(x))
 
 

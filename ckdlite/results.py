@@ -14,18 +14,22 @@ import numpy as np
 
 from ._assets import FOLDER
 
+#: One run, from column to text or number.
 Row = dict[str, str | float]
 
 
 class Effect(NamedTuple):
     """The difference of one outcome between two settings, paired by seed.
 
-    - `mean`: of the differences, in the outcome's unit.
-    - `low`, `high`: the 95 % interval of Student's t; NaN for a single seed, of no width where all
-      differences are equal.
-    - `boot_low`, `boot_high`: the 95 % percentile interval of the bootstrap over seeds (10,000
-      draws, fixed generator). With five seeds it is too narrow, with three it is their range.
-    - `seeds`: how many pairs.
+    Attributes:
+        mean: of the differences, in the outcome's unit.
+        low: where the 95 % interval of Student's t begins; NaN for a single seed. The interval has
+            no width where all differences are equal.
+        high: where it ends.
+        boot_low: where the 95 % percentile interval of the bootstrap over seeds begins (10,000
+            draws, fixed generator). With five seeds it is too narrow, with three it is their range.
+        boot_high: where it ends.
+        seeds: how many pairs.
     """
 
     mean: float
@@ -137,9 +141,11 @@ def verdict(found: Mapping[str, Effect | None], **words: Any) -> str:
 
 
 def prediction(values: list[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Where one more run of a setting should land: Student's prediction interval.
+    r"""Where one more run of a setting should land: Student's prediction interval.
 
-    `mean ± t * s * sqrt(1 + 1/n)`, with s the standard deviation of the n values.
+    With s the standard deviation of the n values:
+
+    .. math:: \text{mean} \pm t_{n-1} \, s \sqrt{1 + 1/n}
 
     Raises:
         ValueError: fewer than two values.

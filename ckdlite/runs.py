@@ -1,4 +1,4 @@
-"""A run's folder: what a run leaves there, how it goes on, and how it is read again.
+"""A run's folder: what a run leaves there, how it goes on, and how it is read again::
 
     runs/paper/
       config.yaml               every setting (written by the command line)
@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
+#: What decides which checkpoint is the best.
 MONITOR = "val/accuracy"
 
 

@@ -57,7 +57,9 @@ def cam(
     *,
     relu: bool = True,
 ) -> Float[Tensor, "B H W"]:
-    """Class activation map: `M_k(h, w) = sum_c weight[k, c] * features[c, h, w]`, then ReLU.
+    r"""Class activation map of a class k, then ReLU.
+
+    .. math:: M_k(h, w) = \sum_c W_{kc} A_c(h, w)
 
     For a network that ends in global average pooling and one linear layer with this weight. There
     Grad-CAM is this map divided by `H * W`.
@@ -91,12 +93,14 @@ def grad_cam(
     *,
     relu: bool = True,
 ) -> tuple[Float[Tensor, "B H W"], Float[Tensor, "B K"]]:
-    """Grad-CAM of any layer of any model, in one forward pass; returns the maps and the logits.
+    r"""Grad-CAM of any layer of any model, in one forward pass; returns the maps and the logits.
 
-    With A the layer's features and y_k the target class's logit::
+    With A the layer's features and :math:`y_k` the target class's logit:
 
-        alpha_c = 1 / (H W) * sum_hw  d y_k / d A[c, h, w]
-        M = relu( sum_c alpha_c * A[c] )
+    .. math::
+
+        \alpha_c &= \frac{1}{HW} \sum_{h,w} \frac{\partial y_k}{\partial A_c(h, w)} \\
+        M &= \max(0, \sum_c \alpha_c A_c)
 
     Everything before the layer runs without a graph; at the layer the features are cut off and
     the graph begins, so only the rest of the network is differentiated. Parameters get no
@@ -172,11 +176,13 @@ def spike_map(
     reduce: Literal["sum", "mean"] = "sum",
     per_step: bool = False,
 ) -> Float[Tensor, "*T B H W"]:
-    """Spike activation map: the spikes of a stage, summed over time and channels.
+    r"""Spike activation map: the spikes of a stage, summed over time and channels.
 
-    `S(h, w) = sum_t sum_c s[t, c, h, w]`, in spikes; with `reduce="mean"` the firing rate at the
-    position, in spikes per neuron and timestep. It needs no class and no gradient to be computed,
-    and lets a loss's gradient through to the spikes.
+    .. math:: S(h, w) = \sum_t \sum_c s_{t,c}(h, w)
+
+    In spikes; with `reduce="mean"` the firing rate at the position, in spikes per neuron and
+    timestep. It needs no class and no gradient to be computed, and lets a loss's gradient through
+    to the spikes.
 
     Args:
         spikes: a stage's output.
@@ -239,7 +245,9 @@ def mask_overlap(maps: Float[Tensor, "B h w"], masks: Bool[Tensor, "B H W"]) -> 
 
 
 def map_divergence(a: Float[Tensor, "B H W"], b: Float[Tensor, "B H W"]) -> Float[Tensor, " B"]:
-    """Jensen-Shannon divergence of two maps, in nats: 0 for equal shares, ln 2 for disjoint.
+    r"""Jensen-Shannon divergence of two maps, in nats: 0 for equal shares, ln 2 for disjoint.
+
+    .. math:: \tfrac12 \mathrm{KL}(P \| M) + \tfrac12 \mathrm{KL}(Q \| M), \quad M = (P + Q) / 2
 
     Each map is divided by its sum, so that it is a distribution over positions; nothing is
     scaled or softened. An all-zero map counts as even.

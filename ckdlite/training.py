@@ -41,6 +41,7 @@ from .saliency import (
     spike_map,
 )
 
+#: Makes an optimiser from the parameters.
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 _SCORES = ("accuracy", "divergence", "rank_correlation", "peak_on_object", "mass_on_object")
@@ -336,7 +337,9 @@ class _Guide(NamedTuple):
 
 
 class Distil(_Learner):
-    """Distil a student from a teacher: `L = CE + w_kd * KD + beta * SAMD + gamma * NLD`.
+    r"""Distil a student from a teacher.
+
+    .. math:: L = L_{CE} + w L_{KD} + \beta L_{SAMD} + \gamma L_{NLD}
 
     Two terms more compare features, as other methods do: `feature_mse` and
     `attention_transfer`. With all weights at 0 the student learns from labels alone; a term of

@@ -18,10 +18,15 @@ except ImportError as error:
         "ckdlite.widgets needs ipywidgets, which is not installed: pip install 'ckdlite[chapters]'"
     ) from error
 
+#: How many pictures an explorer may have.
 MAX_FRAMES = 120
+#: How many bytes of a page they may take.
 MAX_BYTES = 1_100_000
 # A frame is one of many on its page: sharp enough, and light.
-SCALE, COLOURS = 1.5, 256
+#: The resolution of a picture, in that of the figure.
+SCALE = 1.5
+#: How many colours a picture has.
+COLOURS = 256
 
 
 def explorer(
@@ -38,7 +43,7 @@ def explorer(
     ``draw(**values)`` returns a matplotlib figure and ``alt(**values)`` says in words what it
     shows. Each further keyword is an axis: a sequence of values, or a mapping from the text shown
     to the value. ``labels`` names an axis for the reader ("leak β") and ``start`` gives the value
-    it starts at, its first one if not given. The figures should all have one size.
+    it starts at, its first one if not given. The figures should all have one size::
 
         explorer(draw, alt=describe, caption="A higher leak forgets more slowly.",
                  beta=[0.5, 0.7, 0.9], labels={"beta": "leak β"}, start={"beta": 0.9})

@@ -25,11 +25,18 @@ COLAB = "https://colab.research.google.com"
 FONT = files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"
 
 
+def as_mathml(latex: str, display: bool) -> str:
+    """An equation as MathML; one that cannot be read raises LatexError."""
+    if display and r"\\" in latex and r"\begin" not in latex:
+        latex = rf"\begin{{aligned}}{latex}\end{{aligned}}"  # as Sphinx's other typesetters do
+    return converter.convert_with_local_state(latex, displaystyle=display)
+
+
 def mathml(node, display: bool) -> str:
     """The equation of a node as MathML; one that cannot be read is a warning, and so an error."""
     latex = node.astext()
     try:
-        return converter.convert_with_local_state(latex, displaystyle=display)
+        return as_mathml(latex, display)
     except LatexError as error:
         logger.warning("equation %r: %s", latex, error, location=node)
         return f"<code>{html.escape(latex)}</code>"
