@@ -102,6 +102,12 @@ def names_thebe(asset) -> bool:
     return "thebe" in str(getattr(asset, "filename", asset)) or body.startswith("const THEBE")
 
 
+def blocks(found):
+    """The parameters of a signature, a block each."""
+    lines = found[1].replace("<dd>", '<div class="sig-line">').replace("</dd>", "</div>")
+    return f'<div class="sig-lines">{lines}</div>'
+
+
 def finish(app, error):
     """Cut the font to the book's characters, and let a page without scripts use the light theme."""
     if error or app.builder.format != "html":
@@ -120,6 +126,8 @@ def finish(app, error):
             r'(<button class="btn search-button-field[^>]*) aria-label="[^"]*"', r"\1", clean
         )
         clean = clean.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+        # The parameters of a signature are no list of terms: none of them has a description there.
+        clean = re.sub(r'<dl>\s*((?:<dd><em class="sig-param">.*?</dd>\s*)+)</dl>', blocks, clean)
         # The title of the book stands in a landmark, as everything else does.
         clean = clean.replace(
             '<div class="bd-sidebar-primary bd-sidebar',
