@@ -8,6 +8,7 @@ READY := $(VENV)/ready
 BOOK := _build/html/.built
 CHAPTERS := $(wildcard book/*.ipynb)
 SOURCES := _config.yml _toc.yml CITATION.cff tools/build.py tools/offline.py tools/reference.py \
+	tools/versions.py \
 	$(wildcard book/*.ipynb book/*.md book/*.bib) \
 	$(shell find ckdlite book/extra book/_static -type f -not -path '*__pycache__*')
 
