@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+COLAB := $(VENV)/colab
 # Written by tools/build.py, and only when the book was built.
 BOOK := _build/html/.built
 CHAPTERS := $(wildcard book/*.ipynb)
@@ -12,14 +13,17 @@ SOURCES := _config.yml _toc.yml CITATION.cff tools/build.py tools/offline.py too
 	$(wildcard book/*.ipynb book/*.md book/*.bib) \
 	$(shell find ckdlite book/extra book/_static -type f -not -path '*__pycache__*')
 
-.PHONY: help book test lint browser refresh times benchmark experiments clean
+.PHONY: help book test test-colab lint browser refresh times stamp benchmark experiments clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make book     set up, execute the chapters and build the book"
 	@echo "make test     set up, build the book and run every test"
+	@echo "make test-colab  execute the chapters once more, on what Colab has, and compare what they print"
 	@echo "make lint     ruff alone"
 	@echo "make refresh  execute the chapters in place, keep their text outputs"
+	@echo "make stamp    the setup cell into every chapter; with URL=https://HOST/OWNER/NAME and"
+	@echo "              BRANCH=... the repository's address, which buttons and setup cells lead to"
 	@echo "make times    write into the chapters' heads how long the last build took to run them"
 	@echo "make benchmark  time neuron, step and distillation (some twenty minutes, a quiet machine)"
 	@echo "make experiments  the missing runs of experiments/PLAN.md (hours; goes on where it stopped; PHOTOS=FOLDER for question 6)"
@@ -51,7 +55,7 @@ lint: $(READY)
 	@$(BIN)/ruff format --check .
 
 browser:
-	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	@if { command -v chromium || command -v google-chrome; } >/dev/null && command -v chromedriver >/dev/null; then :; \
 	elif [ "`id -u`" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "Installing Chromium for the browser tests"; \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
@@ -64,11 +68,27 @@ test: lint book browser
 	@$(BIN)/python -m pytest tests
 	@echo "Testing the library once more with every array's shape checked"
 	@CKDLITE_TYPECHECK=1 $(BIN)/python -m pytest tests -q -m "not bad_input and not browser and not slow"
-	@echo "Executing the chapters and comparing what they print"
-	@$(BIN)/python -m pytest --nbval --nbval-current-env $(CHAPTERS)
+
+$(COLAB)/ready: $(READY) tools/colab.py tools/colab-requirements.txt
+	@echo "Laying what Colab has over $(VENV)"
+	@$(BIN)/python tools/colab.py $(COLAB)
+	@touch $@
+
+# The book's build has executed each chapter, and `make test` compares what it printed. This is the
+# second time, elsewhere.
+test-colab: $(COLAB)/ready
+	@$(COLAB)/bin/python tools/colab.py --compare
+	@$(COLAB)/bin/python -m pytest tests/test_colab.py
+	@echo "Executing the chapters there and comparing what they print"
+	@$(COLAB)/bin/python -m pytest --nbval --nbval-current-env $(CHAPTERS)
 
 refresh: $(READY)
 	@$(BIN)/python tools/notebooks.py refresh $(CHAPTERS)
+
+# Given on the command line only: an environment may have a URL of its own.
+given = $(if $(findstring command,$(origin $1)),--$2 "$($1)")
+stamp:
+	@$(PYTHON) tools/stamp.py $(call given,URL,url) $(call given,BRANCH,branch)
 
 times: $(READY)
 	@$(BIN)/python tools/times.py

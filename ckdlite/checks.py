@@ -197,6 +197,357 @@ def steps_to_fire(answer: Function) -> None:
     )
 
 
+def rectangle_spike(answer: Function) -> None:
+    """Exercise 1 of chapter 1.2: `answer(v)` is the step, with the rectangle as its slope."""
+
+    def by_hand(value: Function, slope: Function) -> Function:
+        return lambda v: torch.stack([value(v).double(), slope(v).double()])
+
+    def value_and_slope(v: Tensor) -> Tensor | None:
+        v = v.requires_grad_()
+        value = answer(v)
+        if value is None or value is ...:
+            return None
+        if not value.requires_grad:
+            return torch.stack([value.double(), torch.full_like(value, math.inf).double()])
+        (slope,) = torch.autograd.grad(value.sum(), v)
+        return torch.stack([value.double(), slope.double()])
+
+    def step(v: Tensor) -> Tensor:
+        return v > 0
+
+    def rectangle(v: Tensor) -> Tensor:
+        return v.abs() < 0.5
+
+    _compare(
+        value_and_slope,
+        by_hand(step, rectangle),
+        [(torch.tensor([-1.5, -0.75, -0.25, 0.0, 0.25, 0.75, 1.5]),)],
+        {
+            "the values are right, but autograd finds no way back: a comparison alone has none": (
+                by_hand(step, lambda v: torch.full_like(v, math.inf))
+            ),
+            "the values are right, but the slope is zero: detach only one of the two ramps": (
+                by_hand(step, torch.zeros_like)
+            ),
+            "the slope is right, but the ramp is left in the values: take it away, detached": (
+                by_hand(lambda v: step(v).double() + v.clamp(-0.5, 0.5), rectangle)
+            ),
+            "that is the ramp alone; the values must be 0 or 1": (
+                by_hand(lambda v: v.clamp(-0.5, 0.5), rectangle)
+            ),
+            "the rectangle is too wide: it ends at a distance of 1/2": (
+                by_hand(step, lambda v: v.abs() < 1)
+            ),
+            "the slope is the triangle's": by_hand(step, lambda v: (1 - v.abs()).relu()),
+            "the slope is 1 everywhere: it must end at a distance of 1/2": (
+                by_hand(step, torch.ones_like)
+            ),
+            "a potential equal to the threshold must not fire: the step is v > 0": (
+                by_hand(lambda v: v >= 0, rectangle)
+            ),
+        },
+        "step + (ramp - ramp.detach()), where the ramp rises with slope 1 from -1/2 to 1/2",
+    )
+
+
+def first_gradient(answer: Function) -> None:
+    """Exercise 2 of chapter 1.2: `answer(u1, s1, psi1, psi2, e1, e2, beta)`, by hand."""
+
+    def right(
+        u1: float, s1: float, psi1: float, psi2: float, e1: float, e2: float, beta: float
+    ) -> float:
+        a = beta * e2 * psi2
+        return a * (1 - s1) + (e1 - a * u1) * psi1
+
+    def with_a(made: Function) -> Function:
+        return lambda u1, s1, psi1, psi2, e1, e2, beta: made(u1, s1, psi1, e1, beta * e2 * psi2)
+
+    _compare(
+        answer,
+        right,
+        [
+            (0.75, 0.0, 0.75, 0.5, 1.0, -2.0, 0.5),
+            (1.25, 1.0, 0.75, 0.5, 0.5, 3.0, 0.5),
+            (0.5, 0.0, 0.5, 0.25, -1.0, 1.0, 0.9),
+        ],
+        {
+            "the reset is left out: a spike takes u1 away from step 2": (
+                with_a(lambda u1, s1, psi1, e1, a: a * (1 - s1) + e1 * psi1)
+            ),
+            "a spike takes u1 away, so its term is subtracted": (
+                with_a(lambda u1, s1, psi1, e1, a: a * (1 - s1) + (e1 + a * u1) * psi1)
+            ),
+            "after a spike nothing is carried on: the direct path has the factor 1 - s1": (
+                with_a(lambda u1, s1, psi1, e1, a: a + (e1 - a * u1) * psi1)
+            ),
+            "that is step 1 alone; the potential is carried on to step 2": (
+                with_a(lambda u1, s1, psi1, e1, a: e1 * psi1)
+            ),
+            "the leak is left out: a part of the potential, beta, is carried on": (
+                lambda u1, s1, psi1, psi2, e1, e2, beta: right(u1, s1, psi1, psi2, e1, e2, 1.0)
+            ),
+            "that is the gradient of the second current": (
+                lambda u1, s1, psi1, psi2, e1, e2, beta: e2 * psi2
+            ),
+        },
+        "g2 = e2 * psi2; a = beta * g2; then the equation above, for t = 1",
+    )
+
+
+def spikes_or_gradient(answer: Any) -> None:
+    """Exercise 3 of chapter 1.2: what five changes of the neuron alter."""
+    _quiz(
+        answer,
+        {
+            "surrogate": ("gradient", "the surrogate is only used backward"),
+            "detached": ("gradient", "detach changes no value, but cuts a path of the gradient"),
+            "soft": ("spikes", "what a spike leaves over is there at the next step"),
+            "doubled": (
+                "gradient",
+                "divide by the threshold: the spikes are those of before; but u - threshold, which "
+                "the triangle reads, has doubled",
+            ),
+            "loop": ("nothing", "the same operations in the same order"),
+        },
+        ("spikes", "gradient", "nothing"),
+        "for each, compare lif's spikes first, then the gradients of the currents",
+    )
+
+
+def fold_time(answer: Function) -> None:
+    """Exercise 1 of chapter 1.3: `answer(layer, x)` applies a layer to every step of x."""
+    draw = torch.Generator().manual_seed(6)
+    # Each step and each image has a level of its own, so that a mix-up shows.
+    x = torch.randn(3, 4, 2, 5, generator=draw, dtype=torch.float64)
+    x = x * torch.arange(1, 4).view(3, 1, 1, 1) + torch.arange(4).view(1, 4, 1, 1)
+
+    def layer() -> torch.nn.Module:
+        return torch.nn.BatchNorm1d(2).double().train()
+
+    def right(layer: torch.nn.Module, x: Tensor) -> Tensor:
+        return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def step_by_step(layer: torch.nn.Module, x: Tensor) -> Tensor:
+        return torch.stack([layer(step) for step in x])
+
+    _compare(
+        lambda x: answer(layer(), x),
+        lambda x: right(layer(), x),
+        [(x,)],
+        {
+            "the layer was called once a step; batch norm then has another mean at each": (
+                lambda x: step_by_step(layer(), x)
+            ),
+            "the axes are not folded back: [T, B, ...] is wanted": (
+                lambda x: layer()(x.flatten(0, 1))
+            ),
+            "the batch came first when the axes were split again; time is the first axis": (
+                lambda x: layer()(x.flatten(0, 1)).view(4, 3, 2, 5)
+            ),
+            "time was averaged away before the layer": lambda x: layer()(x.mean(0)),
+            "time was folded into the channels; it belongs to the batch": (
+                lambda x: (
+                    torch.nn.BatchNorm1d(6)
+                    .double()(x.transpose(0, 1).flatten(1, 2))
+                    .unflatten(1, (3, 2))
+                    .transpose(0, 1)
+                )
+            ),
+        },
+        "flatten(0, 1) makes one axis of two, unflatten(0, ...) makes two of it again",
+    )
+
+
+def accuracy_over_time(answer: Function) -> None:
+    """Exercise 2 of chapter 1.3: `answer(logits, labels)` is the accuracy of every run length."""
+    draw = torch.Generator().manual_seed(7)
+    logits = torch.randn(6, 40, 5, generator=draw, dtype=torch.float64)
+    labels = torch.randint(5, (40,), generator=draw)
+    logits += 0.5 * torch.nn.functional.one_hot(labels, 5)
+    # Steps differ in size, as those of a real network do: so a vote is not a mean.
+    logits *= torch.rand(6, 40, 1, generator=draw, dtype=torch.float64) * 3
+
+    def share(z: Tensor, labels: Tensor) -> Tensor:
+        return (z.argmax(-1) == labels).double().mean(-1)
+
+    def right(logits: Tensor, labels: Tensor) -> Tensor:
+        return share(logits.cumsum(0), labels)
+
+    _compare(
+        answer,
+        right,
+        [(logits, labels)],
+        {
+            "that is each step by itself; a run of t steps answers with the mean of the first t": (
+                share
+            ),
+            "that is the whole run alone; an accuracy for each length is wanted": (
+                lambda z, y: right(z, y)[-1]
+            ),
+            "the logits are averaged, not the probabilities": (
+                lambda z, y: share(z.softmax(2).cumsum(0), y)
+            ),
+            "the steps do not vote; their logits are averaged": (
+                lambda z, y: share(F.one_hot(z.argmax(2), 5).cumsum(0), y)
+            ),
+            "a share from 0 to 1 is wanted, not percent": lambda z, y: 100 * right(z, y),
+            "the mean over time runs from the end; a shorter run has the first steps": (
+                lambda z, y: share(z.flip(0).cumsum(0), y)
+            ),
+            "that counts right answers; divide by the number of images": (
+                lambda z, y: len(y) * right(z, y)
+            ),
+        },
+        "logits.cumsum(0), divided by 1 to T; then the class with the highest, and its mean",
+    )
+
+
+def synaptic_operations(answer: Function) -> None:
+    """Exercise 3 of chapter 1.3: `answer(spikes, out_channels, size)`, of one image."""
+    draw = torch.Generator().manual_seed(8)
+    spikes = (torch.rand(3, 2, 4, 5, 5, generator=draw) < 0.3).double()
+
+    def right(spikes: Tensor, out_channels: int, size: int) -> Tensor:
+        return spikes.sum() * out_channels * size**2 / spikes.shape[1]
+
+    _compare(
+        answer,
+        right,
+        [(spikes, 8, 3), (spikes, 2, 5)],
+        {
+            "that is the whole batch's; one image's is wanted": (
+                lambda s, c, k: right(s, c, k) * s.shape[1]
+            ),
+            "that counts zeros too; only a spike causes operations": (
+                lambda s, c, k: right(torch.ones_like(s), c, k)
+            ),
+            "the output channels are missing: a spike reaches all of them": (
+                lambda s, c, k: right(s, 1, k)
+            ),
+            "a kernel of size k meets k * k positions": lambda s, c, k: right(s, c, k) / k,
+            "that is one step's mean; all steps count": lambda s, c, k: right(s, c, k) / s.shape[0],
+            "the input channels are in the spikes already": (
+                lambda s, c, k: right(s, c, k) * s.shape[2]
+            ),
+        },
+        "spikes in all, times the weights that each one meets, over the images",
+    )
+
+
+def last_cheaper(answer: Function) -> None:
+    """Exercise 4 of chapter 1.3: `answer(macs, first, spikes)` is the largest T that saves."""
+
+    def saving(macs: float, first: float, accumulates: float, mac: float = 4.6) -> float:
+        # The largest whole number below the ratio: at the ratio itself nothing is saved.
+        return max(0.0, math.ceil(mac * (macs - first) / (0.9 * accumulates)) - 1.0)
+
+    _compare(
+        answer,
+        saving,
+        [(11.6e6, 0.4e6, 1.7e6), (9e6, 0.0, 4.6e6), (5e6, 4.9e6, 2e6), (4e6, 1e6, 0.5e6)],
+        {
+            "T must be a whole number": lambda m, f, s: max(0.0, 4.6 * (m - f) / (0.9 * s)),
+            "one step fewer: there the student no longer takes less": (
+                lambda m, f, s: saving(m, f, s) + 1.0
+            ),
+            "where both take the same, nothing is saved": (
+                lambda m, f, s: float(math.floor(4.6 * (m - f) / (0.9 * s)))
+            ),
+            "the student's first multiply-accumulates cost too": lambda m, f, s: saving(m, 0.0, s),
+            "they are paid once, not at every step": (
+                lambda m, f, s: max(0.0, math.ceil(4.6 * m / (4.6 * f + 0.9 * s)) - 1.0)
+            ),
+            "an accumulate takes less energy than a multiply-accumulate: 0.9 against 4.6 pJ": (
+                lambda m, f, s: saving(m, f, s, mac=0.9)
+            ),
+        },
+        "4.6 * first + 0.9 * spikes * T < 4.6 * macs: solve it for T, or count up",
+    )
+
+
+def soft_targets(answer: Function) -> None:
+    """Exercise 1 of chapter 2.1: `answer(logits, tau)` is the softmax at a temperature."""
+    draw = torch.Generator().manual_seed(9)
+    z = 3 * torch.randn(4, 5, generator=draw, dtype=torch.float64)
+    _compare(
+        answer,
+        lambda z, tau: (z / tau).softmax(1),
+        [(z, 2.0), (z, 0.5)],
+        {
+            "the temperature is not used": lambda z, tau: z.softmax(1),
+            "the logits are divided by the temperature, not multiplied": (
+                lambda z, tau: (z * tau).softmax(1)
+            ),
+            "the probabilities are divided: divide the logits, before the softmax": (
+                lambda z, tau: z.softmax(1) / tau
+            ),
+            "the softmax runs over the batch; it belongs over the classes": (
+                lambda z, tau: (z / tau).softmax(0)
+            ),
+            "the softmax runs over all images together": (
+                lambda z, tau: (z / tau).flatten().softmax(0).view_as(z)
+            ),
+            "these are logarithms; probabilities are wanted": (
+                lambda z, tau: (z / tau).log_softmax(1)
+            ),
+        },
+        "divide the logits by tau, then softmax over axis 1",
+    )
+
+
+def hinton_gradient(answer: Function) -> None:
+    """Exercise 3 of chapter 2.1: `answer(student, teacher, tau)` is the gradient of `kd`."""
+    draw = torch.Generator().manual_seed(10)
+    s, t = 2 * torch.randn(2, 4, 5, generator=draw, dtype=torch.float64)
+
+    def right(s: Tensor, t: Tensor, tau: float) -> Tensor:
+        return tau * ((s / tau).softmax(1) - (t / tau).softmax(1)) / len(s)
+
+    _compare(
+        answer,
+        right,
+        [(s, t, 2.0), (s, t, 3.0)],
+        {
+            "the sign is wrong: the gradient points uphill, from the teacher to the student": (
+                lambda s, t, tau: -right(s, t, tau)
+            ),
+            "the loss is a mean over the batch: divide by its size": (
+                lambda s, t, tau: len(s) * right(s, t, tau)
+            ),
+            "tau squared in front, and 1/tau from the softmax, leave one tau": (
+                lambda s, t, tau: tau * right(s, t, tau)
+            ),
+            "tau is missing: tau squared in front, and 1/tau from the softmax": (
+                lambda s, t, tau: right(s, t, tau) / tau
+            ),
+            "that is the gradient without tau squared in front": (
+                lambda s, t, tau: right(s, t, tau) / tau**2
+            ),
+            "the temperature is not used in the softmax": (
+                lambda s, t, tau: tau * right(s, t, 1.0)
+            ),
+        },
+        "tau**2 * KL: only -sum(q * log p) depends on the student; d log p / d s holds 1 / tau",
+    )
+
+
+def what_heats(answer: Any) -> None:
+    """Exercise 4 of chapter 2.1: what a temperature changes."""
+    _quiz(
+        answer,
+        {
+            "order": ("same", "dividing by a positive number keeps the order of the logits"),
+            "entropy": ("change", "it rises with tau, up to ln K"),
+            "shift": ("same", "exp(5 / tau) stands above and below the line"),
+            "both": ("same", "only the quotient z / tau is used"),
+            "ratio": ("same", "p_j / p_k = exp((z_j - z_k) / tau): no other logit is in it"),
+        },
+        ("same", "change"),
+        "write p_k = exp(z_k / tau) / sum, and see what cancels",
+    )
+
+
 def class_maps(answer: Function) -> None:
     """Exercise 1 of chapter 2.2: `answer(features, weight)` is the CAM of every class, signed."""
     draw = torch.Generator().manual_seed(3)
@@ -371,38 +722,104 @@ def tolerant_pointing(answer: Function) -> None:
 
 def what_moves_the_map(answer: Any) -> None:
     """Exercise 4 of chapter 2.2: what five changes do to Grad-CAM at the last stage."""
-    right = {
-        "bias": ("same", "the gradient of a logit does not see its bias"),
-        "features": (
-            "same",
-            "each gradient is halved and each feature doubled: look at the product",
-        ),
-        "temperature": ("scaled", "every channel weight shrinks by one factor"),
-        "shared": ("other", "the probabilities stay, but each logit's gradient has v in it"),
-        "probability": (
-            "other",
-            "the gradient of a probability holds the weights of the other classes too",
-        ),
-    }
-
-    def judge(given: Any) -> str | None:
-        if not given or all(value is ... for value in given.values()):
-            raise _UnsolvedError
-        if missing := sorted(set(right) - set(given)):
-            return f"{', '.join(missing)} is missing from the answer"
-        for name, (wanted, why) in right.items():
-            if given[name] is ...:
-                return f"{name!r} has no answer yet"
-            if given[name] not in ("same", "scaled", "other"):
-                return f"{given[name]!r} is not one of 'same', 'scaled', 'other'"
-            if given[name] != wanted:
-                return f"{name!r}: {why}"
-        return None
-
-    _run(
+    _quiz(
         answer,
-        judge,
+        {
+            "bias": ("same", "the gradient of a logit does not see its bias"),
+            "features": (
+                "same",
+                "each gradient is halved and each feature doubled: look at the product",
+            ),
+            "temperature": ("scaled", "every channel weight shrinks by one factor"),
+            "shared": ("other", "the probabilities stay, but each logit's gradient has v in it"),
+            "probability": (
+                "other",
+                "the gradient of a probability holds the weights of the other classes too",
+            ),
+        },
+        ("same", "scaled", "other"),
         "write down the gradient of the score for each, and see what multiplies A_c(h, w)",
+    )
+
+
+def nearest_rate(answer: Function) -> None:
+    """Exercise 1 of chapter 3.1: `answer(feature, timesteps)` is the nearest rate."""
+    feature = torch.tensor([[0.0, 0.1, 0.3, 0.45], [0.6, 0.9, 1.2, 3.7]], dtype=torch.float64)
+
+    def right(feature: Tensor, timesteps: int) -> Tensor:
+        return ((feature * timesteps).round() / timesteps).clamp(0, 1)
+
+    _compare(
+        answer,
+        right,
+        [(feature, 4), (feature, 2)],
+        {
+            "a rate is never above 1: clamp it": lambda f, n: (f * n).round() / n,
+            "that is the rate below; the nearest is wanted: round": (
+                lambda f, n: ((f * n).floor() / n).clamp(0, 1)
+            ),
+            "that is the number of spikes; divide by the timesteps": (
+                lambda f, n: (f * n).round().clamp(0, n)
+            ),
+            "the ceiling alone is not enough: a rate is a multiple of 1/T": (
+                lambda f, n: f.clamp(0, 1)
+            ),
+            "there are T + 1 rates, in steps of 1/T, not T rates": (
+                lambda f, n: ((f * (n - 1)).round() / max(n - 1, 1)).clamp(0, 1)
+            ),
+        },
+        "count = feature * T, rounded; rate = count / T, at most 1",
+    )
+
+
+def best_scale(answer: Function) -> None:
+    """Exercise 2 of chapter 3.1: `answer(student, teacher)` is the a of the smallest error."""
+    draw = torch.Generator().manual_seed(11)
+    s = (torch.rand(3, 2, 4, 4, generator=draw, dtype=torch.float64) * 4).floor() / 4
+    t = 3 * torch.rand(3, 2, 4, 4, generator=draw, dtype=torch.float64).square() + s
+
+    _compare(
+        answer,
+        lambda s, t: (s * t).sum() / s.square().sum(),
+        [(s, t)],
+        {
+            "the quotient is upside down: the student's square is below": (
+                lambda s, t: s.square().sum() / (s * t).sum()
+            ),
+            "below the line stands the student's square, not the teacher's": (
+                lambda s, t: (s * t).sum() / t.square().sum()
+            ),
+            "that is the quotient of the two sizes; it ignores how far they match": (
+                lambda s, t: t.norm() / s.norm()
+            ),
+            "that is the quotient of the means": lambda s, t: t.mean() / s.mean(),
+            "the means were taken away first; there is no constant in a * s": (
+                lambda s, t: ((s - s.mean()) * (t - t.mean())).sum() / (s - s.mean()).square().sum()
+            ),
+            "one number for all is wanted, not one an image": (
+                lambda s, t: (s * t).sum((1, 2, 3)) / s.square().sum((1, 2, 3))
+            ),
+        },
+        "set the derivative of sum (a * s - t)**2 by a to zero, and solve for a",
+    )
+
+
+def what_notices(answer: Any) -> None:
+    """Exercise 3 of chapter 3.1: which comparison notices a change of the student."""
+    _quiz_of_sets(
+        answer,
+        {
+            "channels": ({"features"}, "the sum over channels and the logits stay"),
+            "positions": (
+                {"features", "map"},
+                "the head reads the mean over positions, so the logits stay; the map moves",
+            ),
+            "shift": (set(), "no softmax sees a shift, and the features come before the logits"),
+            "time": (set(), "features, map and answer are means or sums over time"),
+            "louder": ({"answer"}, "the features come before the head; the softmax gets sharper"),
+        },
+        ("features", "map", "answer"),
+        "for each, follow what happens to the numbers that go into the comparison",
     )
 
 
@@ -509,10 +926,7 @@ def what_is_ignored(answer: Any) -> None:
     }
 
     def judge(given: Any) -> str | None:
-        if not given or all(value is ... for value in given.values()):
-            raise _UnsolvedError
-        if missing := sorted(set(right) - set(given)):
-            return f"{', '.join(missing)} is missing from the answer"
+        _check_keys(given, right)
         for name, ignored in right.items():
             if given[name] is ...:
                 return f"{name!r} has no answer yet; for neither write set()"
@@ -533,7 +947,7 @@ def what_is_ignored(answer: Any) -> None:
 
 
 def hinton(answer: Function) -> None:
-    """Exercise 1 of chapter 3.3: `answer(student, teacher, temperature)` is Hinton's loss."""
+    """Exercise 2 of chapter 2.1: `answer(student, teacher, tau)` is Hinton's loss."""
     draw = torch.Generator().manual_seed(3)
     student, teacher = 2 * torch.randn(2, 4, 5, generator=draw)
 
@@ -568,7 +982,7 @@ def hinton(answer: Function) -> None:
 
 
 def noisy_logits(answer: Function) -> None:
-    """Exercise 2 of chapter 3.3: `answer(z, noise, strength)` is NLD's `z_soft`."""
+    """Exercise 1 of chapter 3.3: `answer(z, noise, strength)` is NLD's `z_soft`."""
     draw = torch.Generator().manual_seed(4)
     z, noise = torch.randn(2, 4, 5, generator=draw)
     z = 3 * z + torch.tensor([[2.0], [-1.0], [0.5], [4.0]])
@@ -621,7 +1035,7 @@ def noisy_logits(answer: Function) -> None:
 
 
 def noise_penalty(answer: Function) -> None:
-    """Exercise 3 of chapter 3.3: `answer(z, strength, temperature)`, NLD less KD on average."""
+    """Exercise 2 of chapter 3.3: `answer(z, strength, temperature)`, NLD less KD on average."""
     draw = torch.Generator().manual_seed(5)
     z = 2 * torch.randn(4, 5, generator=draw)
 
@@ -675,39 +1089,28 @@ def noise_penalty(answer: Function) -> None:
 
 
 def what_changes(answer: Any) -> None:
-    """Exercise 4 of chapter 3.3: which change of NLD alters its value, and which its gradient."""
-    right = {
-        "shift": set(),
-        "mean": set(),
-        "graph": {"gradient"},
-        "variance": {"value", "gradient"},
-    }
-    reasons = {
-        "shift": "std ignores a shift of the logits, and so does the softmax",
-        "mean": "the softmax ignores it, and the gradient's entries sum to zero",
-        "graph": "detach never changes a value, but a gradient through std is not zero",
-        "variance": "the noise is as many times louder as the std says, value and gradient with it",
-    }
-
-    def judge(given: Any) -> str | None:
-        if not given or all(value is ... for value in given.values()):
-            raise _UnsolvedError
-        if missing := sorted(set(right) - set(given)):
-            return f"{', '.join(missing)} is missing from the answer"
-        for name, altered in right.items():
-            if given[name] is ...:
-                return f"{name!r} has no answer yet; for nothing write set()"
-            said = {given[name]} if isinstance(given[name], str) else set(given[name])
-            if unknown := sorted(said - {"value", "gradient"}):
-                return (
-                    f"{unknown[0]!r} is not one of 'value', 'gradient'; for both write a set of "
-                    "both"
-                )
-            if said != altered:
-                return f"{name!r}: try it; {reasons[name]}"
-        return None
-
-    _run(answer, judge, "try it on z: nld(z, ..., noise=n) and its gradient, with and without")
+    """Exercise 3 of chapter 3.3: which change of NLD alters its value, and which its gradient."""
+    _quiz_of_sets(
+        answer,
+        {
+            "shift": (set(), "try it; std ignores a shift of the logits, and so does the softmax"),
+            "mean": (
+                set(),
+                "try it; the softmax ignores it, and the gradient's entries sum to zero",
+            ),
+            "graph": (
+                {"gradient"},
+                "try it; detach never changes a value, but a gradient through std is not zero",
+            ),
+            "variance": (
+                {"value", "gradient"},
+                "try it; the noise is as many times louder as the std says, value and gradient "
+                "with it",
+            ),
+        },
+        ("value", "gradient"),
+        "try it on z: nld(z, ..., noise=n) and its gradient, with and without",
+    )
 
 
 def total_loss(answer: Function) -> None:
@@ -821,6 +1224,118 @@ def seed_verdict(answer: Function) -> None:
         return None
 
     _run(answer, judge, "compare the worst run of one side with the best of the other")
+
+
+def merged_head(answer: Function) -> None:
+    """Exercise 1 of chapter 3.5: `answer(W1, b1, W2, b2)` is (weight, bias) of one layer."""
+    draw = torch.Generator().manual_seed(12)
+    w1, b1 = (torch.randn(*shape, generator=draw).double() for shape in ((4, 4), (4,)))
+    w2, b2 = (torch.randn(*shape, generator=draw).double() for shape in ((4, 4), (4,)))
+
+    def side_by_side(weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.cat([torch.as_tensor(weight), torch.as_tensor(bias)[:, None]], 1)
+
+    def joined(*arguments: Tensor) -> Tensor | None:
+        found = answer(*arguments)
+        return None if found is None or found is ... else side_by_side(*found)
+
+    _compare(
+        joined,
+        lambda w1, b1, w2, b2: side_by_side(w2 @ w1, w2 @ b1 + b2),
+        [(w1, b1, w2, b2)],
+        {
+            "the matrices are in the wrong order: the second layer stands on the left": (
+                lambda w1, b1, w2, b2: side_by_side(w1 @ w2, w2 @ b1 + b2)
+            ),
+            "the first bias goes through the second layer too: multiply it by W2": (
+                lambda w1, b1, w2, b2: side_by_side(w2 @ w1, b1 + b2)
+            ),
+            "the first bias is missing": lambda w1, b1, w2, b2: side_by_side(w2 @ w1, b2),
+            "the second bias is missing": lambda w1, b1, w2, b2: side_by_side(w2 @ w1, w2 @ b1),
+            "that multiplies element by element; a layer after a layer is a matrix product": (
+                lambda w1, b1, w2, b2: side_by_side(w2 * w1, w2 @ b1 + b2)
+            ),
+        },
+        "W2 @ (W1 @ x + b1) + b2: multiply it out",
+    )
+
+
+def batch_scaling(answer: Function) -> None:
+    """Exercise 2 of chapter 3.5: `answer(maps)` scales as the released code does."""
+    draw = torch.Generator().manual_seed(13)
+    maps = torch.rand(3, 2, 4, generator=draw, dtype=torch.float64)
+    maps = maps * torch.tensor([0.2, 1.0, 0.05], dtype=torch.float64).view(3, 1, 1) + 0.3
+
+    def scaled(maps: Tensor, axes: tuple[int, ...] = (0, 1, 2), extra: float = 1e-3) -> Tensor:
+        low, high = maps.amin(axes, keepdim=True), maps.amax(axes, keepdim=True)
+        return (maps - low) / (high - low + extra)
+
+    _compare(
+        answer,
+        scaled,
+        [(maps,)],
+        {
+            "each map is scaled by itself; the released code takes the whole batch": (
+                lambda maps: scaled(maps, (1, 2))
+            ),
+            "the 0.001 below the line is missing": lambda maps: scaled(maps, extra=0.0),
+            "each map by itself, and the 0.001 is missing": (
+                lambda maps: scaled(maps, (1, 2), 0.0)
+            ),
+            "the smallest value is not taken away": lambda maps: maps / (maps.max() + 1e-3),
+            "below the line stands the range, highest less lowest": (
+                lambda maps: (maps - maps.min()) / (maps.max() + 1e-3)
+            ),
+        },
+        "(maps - min) / (max - min + 1e-3), with min and max over all three axes",
+    )
+
+
+def best_epoch_bonus(answer: Function) -> None:
+    """Exercise 3 of chapter 3.5: `answer(accuracies)`, what choosing on the test set adds."""
+    accuracies = torch.tensor(
+        [[50.0, 61.0, 60.0, 60.5], [48.0, 58.0, 63.0, 59.0], [52.0, 57.0, 60.0, 62.0]],
+        dtype=torch.float64,
+    )
+    _compare(
+        answer,
+        lambda a: (a.amax(1) - a[:, -1]).mean(),
+        [(accuracies,)],
+        {
+            "one epoch for all seeds is not what is reported: each seed has its own best": (
+                lambda a: a.mean(0).amax() - a.mean(0)[-1]
+            ),
+            "the best seed is not the best epoch: the epochs are axis 1": (
+                lambda a: (a.amax(0) - a[-1]).mean()
+            ),
+            "that is against the mean of the epochs; the last one is wanted": (
+                lambda a: (a.amax(1) - a.mean(1)).mean()
+            ),
+            "that is the best run of all": lambda a: a.max() - a[:, -1].mean(),
+            "one number is wanted: the mean over the seeds": lambda a: a.amax(1) - a[:, -1],
+            "the sign is turned: best less last": lambda a: (a[:, -1] - a.amax(1)).mean(),
+        },
+        "for each seed: highest of its epochs less the last; then the mean over seeds",
+    )
+
+
+def when_it_vanishes(answer: Any) -> None:
+    """Exercise 4 of chapter 3.5: under which condition a difference makes none."""
+    _quiz(
+        answer,
+        {
+            "1 teacher map": ("right", "only the predicted class can differ from the true one"),
+            "2 scaling": ("single", "with one image the batch and the map are the same"),
+            "3 no square": ("weight", "it is a constant factor of the whole term"),
+            "6 variance": ("silent", "lambda multiplies the noise"),
+            "8 drifting teacher": (
+                "never",
+                "its batch norm uses the batch's statistics, whatever the weights of the loss",
+            ),
+        },
+        ("right", "single", "weight", "silent", "never"),
+        "for each, ask what the two versions would have to have in common",
+    )
 
 
 def _divergence_mistakes(kl: Function) -> dict[str, Function]:
@@ -1004,15 +1519,74 @@ class _UnsolvedError(Exception):
     """The reader has not written an answer yet."""
 
 
+class _FaultError(Exception):
+    """What is wrong with an answer, found below the check itself."""
+
+
 def _run(answer: Any, judge: Callable[[Any], str | None], hint: str) -> None:
     try:
         fault = judge(answer)
         said = "Right." if fault is None else f"Not yet: {fault}."
+    except _FaultError as fault:
+        said = f"Not yet: {fault}."
     except _UnsolvedError:
         said = f"Not solved yet. Hint: {hint}."
     except Exception as error:  # the reader's own code may raise anything
         said = f"It raised {type(error).__name__}: {error}. Hint: {hint}."
     print(textwrap.fill(said, 78))
+
+
+def _quiz(
+    answer: Any, right: Mapping[str, tuple[str, str]], choices: tuple[str, ...], hint: str
+) -> None:
+    """Judge a dictionary of words against the right ones, each with its reason."""
+
+    def judge(given: Any) -> str | None:
+        _check_keys(given, right)
+        for name, (wanted, why) in right.items():
+            if given[name] is ...:
+                return f"{name!r} has no answer yet"
+            if given[name] not in choices:
+                return f"{given[name]!r} is not one of {_listed(choices)}"
+            if given[name] != wanted:
+                return f"{name!r}: {why}"
+        return None
+
+    _run(answer, judge, hint)
+
+
+def _quiz_of_sets(
+    answer: Any,
+    right: Mapping[str, tuple[set[str], str]],
+    choices: tuple[str, ...],
+    hint: str,
+) -> None:
+    """Judge a dictionary of sets of words against the right ones, each with its reason."""
+
+    def judge(given: Any) -> str | None:
+        _check_keys(given, right)
+        for name, (wanted, why) in right.items():
+            if given[name] is ...:
+                return f"{name!r} has no answer yet; for nothing write set()"
+            said = {given[name]} if isinstance(given[name], str) else set(given[name])
+            if unknown := sorted(said - set(choices)):
+                return f"{unknown[0]!r} is not one of {_listed(choices)}; for more write a set"
+            if said != wanted:
+                return f"{name!r}: {why}"
+        return None
+
+    _run(answer, judge, hint)
+
+
+def _check_keys(given: Any, right: Mapping[str, Any]) -> None:
+    if not given or all(value is ... for value in given.values()):
+        raise _UnsolvedError
+    if missing := sorted(set(right) - set(given)):
+        raise _FaultError(f"{', '.join(missing)} is missing from the answer")
+
+
+def _listed(choices: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, choices))
 
 
 def _compare(

@@ -1,6 +1,6 @@
 """The look of every figure: one colour a role, one style, one way onto the page.
 
-Needs matplotlib: ``pip install 'ckdlite[book]'``. Every chapter of the book uses this module.
+Needs matplotlib: ``pip install 'ckdlite[chapters]'``. Every chapter of the book uses this module.
 """
 
 import base64
@@ -23,7 +23,8 @@ try:
     from PIL import Image
 except ImportError as error:
     raise ImportError(
-        "ckdlite.figures draws with matplotlib, which is not installed: pip install 'ckdlite[book]'"
+        "ckdlite.figures draws with matplotlib, which is not installed: "
+        "pip install 'ckdlite[chapters]'"
     ) from error
 
 #: One colour a role, from Okabe and Ito's palette, told apart under the common kinds of colour

@@ -1,7 +1,7 @@
 """Results of runs: read a file of them, and say what a difference is worth.
 
 A row is a run: a setting and a seed. Two settings are compared seed by seed. Needs SciPy:
-`pip install 'ckdlite[book]'`. The pages on evidence draw every figure from these files.
+`pip install 'ckdlite[chapters]'`. The pages on evidence draw every figure from these files.
 """
 
 import csv
@@ -164,7 +164,7 @@ def _stats() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             "ckdlite.results computes intervals with SciPy, which is not installed: "
-            "pip install 'ckdlite[book]'"
+            "pip install 'ckdlite[chapters]'"
         ) from error
     return stats
 

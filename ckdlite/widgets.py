@@ -2,7 +2,7 @@
 
 Every picture is drawn once, when the cell runs. In the page, plain links between the sliders and a
 stack of pictures do the rest, so a key press costs nothing but showing another picture.
-Needs matplotlib and ipywidgets: ``pip install 'ckdlite[book]'``.
+Needs matplotlib and ipywidgets: ``pip install 'ckdlite[chapters]'``.
 """
 
 import html
@@ -15,7 +15,7 @@ try:
     import ipywidgets
 except ImportError as error:
     raise ImportError(
-        "ckdlite.widgets needs ipywidgets, which is not installed: pip install 'ckdlite[book]'"
+        "ckdlite.widgets needs ipywidgets, which is not installed: pip install 'ckdlite[chapters]'"
     ) from error
 
 #: How many pictures an explorer may have.

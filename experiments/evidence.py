@@ -54,6 +54,7 @@ class Run(NamedTuple):
     """One setting: its name, overlays of the recipe `scenes`, options, seeds, and its teacher.
 
     `question` is its number in the plan. A run of question 6 wants the folder of photographs.
+    `teacher_shift` takes the teacher of another seed, so that the two do not start alike.
     """
 
     question: int
@@ -62,6 +63,11 @@ class Run(NamedTuple):
     options: str = ""
     seeds: int = 3
     teacher: str = "teacher"
+    teacher_shift: int = 0
+
+    def taught_by(self, seed: int) -> tuple[str, int]:
+        """Name and seed of its teacher's run."""
+        return self.teacher, (seed + self.teacher_shift) % self.seeds
 
 
 def plan() -> list[Run]:
@@ -130,6 +136,8 @@ def plan() -> list[Run]:
         for weight in (1, 10):
             options = f"--model.{name.replace('-', '_')}.weight {weight}"
             runs.append(Run(7, f"{name} {weight}", (name,), options))
+    other = "--model.feature_mse.weight 10"
+    runs.append(Run(7, "feature-mse 10, other start", ("feature-mse",), other, teacher_shift=1))
     short = "--trainer.max_epochs 2 --trainer.check_val_every_n_epoch 2"
     runs.append(Run(7, "weak teacher", ("teacher",), short, teacher=""))
     runs.append(Run(7, "kd, weak teacher", ("kd",), teacher="weak teacher"))
@@ -163,7 +171,7 @@ def command(run: Run, seed: int, work: Path, photos: Path | None) -> list[str]:
         words += ["--config", overlay]
     words += ["--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
     if run.teacher:
-        words += ["--model.teacher_weights", str(folder(run.teacher, seed, work))]
+        words += ["--model.teacher_weights", str(folder(*run.taught_by(seed), work))]
         # What a student only logs costs time and changes no weight.
         words += ["--trainer.check_val_every_n_epoch", "1000", "--model.gradient_norms_every", "0"]
     if run.question == PHOTOS:
@@ -355,7 +363,7 @@ def main() -> None:
         print(f"question {PHOTOS} is left out: it wants --photos FOLDER", flush=True)
         missing = [(run, seed) for run, seed in missing if run.question != PHOTOS]
     # The table may come without the folders: a teacher that is wanted is then trained again.
-    teachers = {(run.teacher, seed) for run, seed in missing if run.teacher}
+    teachers = {run.taught_by(seed) for run, seed in missing if run.teacher}
     wanted = [
         (run, seed)
         for run, seed in jobs()
@@ -369,8 +377,8 @@ def main() -> None:
         def start_one(run: Run, seed: int) -> dict[str, Any] | None:
             if time.monotonic() - start > 3600 * given.hours:
                 return None
-            if run.teacher and (run.teacher, seed) in waiting:
-                waiting[run.teacher, seed].result()
+            if run.teacher and run.taught_by(seed) in waiting:
+                waiting[run.taught_by(seed)].result()
             return one(run, seed, given, commit, more)
 
         for run, seed in wanted:

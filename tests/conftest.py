@@ -1,7 +1,11 @@
 """What all tests share."""
 
+import functools
 import os
+import threading
 import warnings
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -14,6 +18,25 @@ if os.environ.get("CKDLITE_TYPECHECK") == "1":
     from jaxtyping import install_import_hook
 
     install_import_hook("ckdlite", "beartype.beartype")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files without a word."""
+
+    def log_message(self, *_words):
+        pass
+
+
+@contextmanager
+def serving(folder):
+    """The address at which a folder is served, on this machine alone."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join(30)
 
 
 @pytest.fixture(autouse=True)

@@ -4,24 +4,25 @@ Chromium is driven without a window; a server on the loopback address serves ``_
 """
 
 import base64
-import functools
 import gzip
 import json
 import re
 import shutil
-import threading
 import time
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import stamp
+from conftest import serving
 
 yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).parent.parent
+AXE = ROOT / "tests" / "vendor" / "axe" / "axe.min.js"
 SITE = ROOT / "_build" / "html"
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 WEIGHT = 1_500_000
 PATIENCE = 30  # Seconds until a page that does not answer counts as broken.
 
@@ -69,23 +70,11 @@ class Assets(HTMLParser):
         return [address for address in self.found if address and not address.startswith("data:")]
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files without a word."""
-
-    def log_message(self, *_words):
-        pass
-
-
 @pytest.fixture(scope="module")
 def origin():
     """The address of the served book."""
-    handler = functools.partial(Quiet, directory=str(SITE))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join(PATIENCE)
+    with serving(SITE) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +167,11 @@ def explorers_in(page: str) -> int:
     cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
     code = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     return sum(source.count("widgets.explorer(") for source in code)
+
+
+def first_page_with(words: str) -> str:
+    """The first page whose source holds some words."""
+    return next(page for page in PAGES if words in (SITE / f"{page}.html").read_text("utf-8"))
 
 
 SHOWN = """
@@ -383,3 +377,228 @@ def test_every_picture_says_what_it_shows(page):
         assert re.search(r'alt="[^"]+"', tag), f"{page}: {tag[:200]}"
         packed = re.search(r"data:image/webp;base64,([A-Za-z0-9+/=]+)", tag)
         assert not packed or base64.b64decode(packed.group(1))[8:12] == b"WEBP"
+
+
+# Everything is opened, and at rest: what fades in has other colours on its way.
+AT_REST = """
+document.head.insertAdjacentHTML('beforeend',
+  '<style>* { animation: none !important; transition: none !important; }</style>');
+for (const fold of document.querySelectorAll('details')) fold.open = true;
+document.documentElement.dataset.mode = arguments[0];
+document.documentElement.dataset.theme = arguments[0];
+"""
+FINDINGS = """
+const done = arguments[arguments.length - 1];
+axe.run(document, { resultTypes: ['violations'] }).then(
+  (found) => done(found.violations),
+  (error) => done([{ id: 'axe itself', impact: 'critical', help: String(error), nodes: [] }]),
+);
+"""
+
+
+def findings(browser, theme: str) -> list[dict]:
+    """What axe-core finds on the page that is open."""
+    browser.execute_script(AT_REST, theme)
+    browser.execute_script(AXE.read_text(encoding="utf-8"))
+    return browser.execute_async_script(FINDINGS)
+
+
+def told(found: list[dict]) -> str:
+    """Findings as a person reads them: the rule, then up to five places."""
+    lines = []
+    for finding in found:
+        nodes = finding["nodes"]
+        lines.append(
+            f"{finding['impact']}: {finding['help']} ({finding['id']}, {len(nodes)} places)"
+        )
+        for node in nodes[:5]:
+            why = " ".join((node.get("failureSummary") or "").split())
+            lines.append(f"    {' '.join(map(str, node['target']))}\n        {node['html'][:160]}")
+            lines.append(f"        {why[:300]}")
+    return "\n".join(lines)
+
+
+def grave(found: list[dict]) -> list[dict]:
+    """The findings that keep somebody out."""
+    return [finding for finding in found if finding["impact"] in {"serious", "critical"}]
+
+
+@in_browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("page", [*PAGES, "search", "genindex"])
+def test_axe_finds_no_barrier(browser, origin, page, theme):
+    screen(browser, 1280, 900)
+    visit(browser, f"{origin}/{page}.html")
+    found = findings(browser, theme)
+    print(told(found))
+    assert not grave(found), f"{page}, {theme}\n{told(grave(found))}"
+
+
+@in_browser
+def test_axe_would_find_one(browser, origin):
+    screen(browser, 1280, 900)
+    visit(browser, f"{origin}/search.html")
+    browser.execute_script(
+        "document.querySelector('main').insertAdjacentHTML('beforeend',"
+        '\'<img src="_static/favicon.svg"><p style="color:#aaa;background:#fff">Pale</p>\')'
+    )
+    found = {finding["id"]: finding for finding in findings(browser, "light")}
+    assert {"image-alt", "color-contrast"} <= found.keys()
+    assert "Pale" in told(grave(list(found.values())))
+
+
+# Where the focus is, in words; the picture before it, if it is a slider.
+FOCUS = """
+const at = document.activeElement;
+const explorer = at.closest('.ckd-explorer');
+const shown = explorer
+  && [...explorer.querySelectorAll('img')].find((picture) => picture.offsetParent);
+return [at.getAttribute('role') || at.tagName, shown && shown.alt,
+  at.tagName === 'SUMMARY' && Boolean(at.closest('.tag_hide-cell'))];
+"""
+
+
+def tab_to(browser, wanted):
+    """Press the tabulator from the top of the page until the focus is where it is wanted."""
+    from selenium.webdriver.common.keys import Keys
+
+    for _ in range(400):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        if wanted(*browser.execute_script(FOCUS)):
+            return browser.switch_to.active_element
+    pytest.fail("400 tabulators did not reach it")
+
+
+@in_browser
+def test_a_slider_is_reached_and_moved_with_keys_alone(browser, origin):
+    from selenium.webdriver.common.keys import Keys
+
+    screen(browser, 1280, 900)
+    page = next(page for page in PAGES if explorers_in(page))
+    visit(browser, f"{origin}/{page}.html")
+    slider = tab_to(browser, lambda role, shown, _fold: role == "slider" and shown)
+    before = browser.execute_script(FOCUS)[1]
+    low = slider.get_attribute("aria-valuenow") == "0.0"
+    slider.send_keys(Keys.ARROW_RIGHT if low else Keys.ARROW_LEFT)
+    until = time.monotonic() + 5
+    while (after := browser.execute_script(FOCUS)[1]) == before and time.monotonic() < until:
+        time.sleep(0.02)
+    assert after and after != before
+
+
+@in_browser
+def test_a_folded_answer_is_opened_and_closed_with_keys_alone(browser, origin):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    screen(browser, 1280, 900)
+    visit(browser, f"{origin}/{first_page_with('tag_hide-cell')}.html")
+    summary = tab_to(browser, lambda _role, _shown, fold: fold)
+    code = summary.find_element(By.XPATH, "..").find_element(By.TAG_NAME, "pre")
+    assert not code.is_displayed()
+    for key, shown in ((Keys.ENTER, True), (Keys.ENTER, False), (Keys.SPACE, True)):
+        summary.send_keys(key)
+        until = time.monotonic() + 5  # it fades in
+        while code.is_displayed() != shown:
+            assert time.monotonic() < until, f"{key!r} did not {'open' if shown else 'shut'} it"
+            time.sleep(0.02)
+
+
+@in_browser
+@pytest.mark.parametrize("words", ["surrogate", "Grad-CAM", "firing rate"])
+def test_search_finds(browser, origin, words):
+    from selenium.webdriver.common.by import By
+
+    screen(browser, 1280, 900)
+    visit(browser, f"{origin}/search.html?q={words.replace(' ', '+')}")
+    until = time.monotonic() + PATIENCE
+    while not (found := browser.find_elements(By.CSS_SELECTOR, "ul.search > li > a")):
+        assert time.monotonic() < until, f"nothing is found for {words!r}"
+        time.sleep(0.05)
+    pages = {urlsplit(link.get_attribute("href")).path.strip("/") for link in found}
+    assert pages <= {f"{page}.html" for page in PAGES}
+    assert any(words.lower() in (SITE / page).read_text("utf-8").lower() for page in pages)
+
+
+@in_browser
+def test_search_says_when_there_is_nothing(browser, origin):
+    screen(browser, 1280, 900)
+    visit(browser, f"{origin}/search.html?q=xylophone")
+    until = time.monotonic() + PATIENCE
+    while "did not match" not in browser.page_source:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+# Runs after the page's own listener, and so sees what is going to be printed.
+WITNESS = """
+addEventListener('beforeprint', () => {
+  window.ckdPrinted = {
+    theme: document.documentElement.dataset.theme,
+    shut: document.querySelectorAll('.tag_hide-cell > details:not([open])').length,
+    answers: document.querySelectorAll('.tag_hide-cell > details').length,
+  };
+});
+document.documentElement.dataset.theme = 'dark';
+"""
+
+
+@in_browser
+def test_on_paper_the_theme_is_light_and_answers_are_open(browser, origin):
+    screen(browser, 1280, 900)
+    visit(browser, f"{origin}/{first_page_with('tag_hide-cell')}.html")
+    browser.execute_script(WITNESS)
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {})
+    assert base64.b64decode(printed["data"]).startswith(b"%PDF")
+    seen = browser.execute_script("return window.ckdPrinted")
+    assert seen["theme"] == "light" and seen["shut"] == 0 and seen["answers"] > 0
+    # Afterwards the page is as the reader had it.
+    assert browser.execute_script("return document.documentElement.dataset.theme") == "dark"
+    shut = "return document.querySelectorAll('.tag_hide-cell > details:not([open])').length"
+    assert browser.execute_script(shut) == seen["answers"]
+
+
+ON_PAPER = """
+dispatchEvent(new Event('beforeprint'));
+const seen = (e) => e.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+const article = document.querySelector('.bd-article');
+const found = {
+  cut: [...article.querySelectorAll('pre')].filter((e) => seen(e)
+    && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent),
+  missing: [...article.querySelectorAll('h2, h3, p, li, table, figure img, .tag_hide-cell pre')]
+    .filter((e) => !e.closest('summary, .ckd-explorer, .tag_hide-input > details') && !seen(e))
+    .map((e) => e.outerHTML.slice(0, 200)),
+  folds: [...article.querySelectorAll('summary')].filter(seen).length,
+  around: [...document.querySelectorAll('.bd-sidebar-primary, .bd-sidebar-secondary, .bd-header')]
+    .filter(seen).length,
+};
+dispatchEvent(new Event('afterprint'));
+return found;
+"""
+
+
+@in_browser
+@pytest.mark.parametrize("page", PAGES)
+def test_a_printed_page_is_whole(browser, origin, page):
+    visit(browser, f"{origin}/{page}.html")
+    # A4 with the browser's own margins, in CSS pixels.
+    screen(browser, 718, 1046, media="print")
+    try:
+        found = browser.execute_script(ON_PAPER)
+    finally:
+        screen(browser, 1280, 900)
+    assert found == {"cut": [], "missing": [], "folds": 0, "around": 0}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_buttons_follow_from_the_address(page):
+    url, branch = stamp.setting(ROOT)
+    source = (SITE / f"{page}.html").read_text(encoding="utf-8")
+    there = url.replace("https://github.com/", "https://colab.research.google.com/github/")
+    there = f'href="{there}/blob/{branch}/{page}.ipynb"'
+    known = url.startswith("https://github.com/") and (ROOT / f"{page}.ipynb").exists()
+    assert (there in source) == known
+    assert ("Open in Colab" in source) == known
+    # Without an address there is no button that leads nowhere.
+    assert ("colab.research.google.com" in source) == known
+    assert "@title Setup" not in source

@@ -1,5 +1,7 @@
 """tools/build.py on a book of one page: what it refuses, and what it keeps."""
 
+from pathlib import Path
+
 import build
 import nbformat
 import pytest
@@ -14,6 +16,17 @@ execute:
 """
 # Shows what the library held when the cell was executed.
 READS = "from pathlib import Path\nprint('the library says', Path('ckdlite/word.txt').read_text())"
+
+
+TOOLS = Path(build.__file__).parent
+ADDRESSED = f"""\
+repository:
+  url: "https://github.com/OWNER/NAME"
+  branch: "word"
+sphinx:
+  local_extensions:
+    offline: {TOOLS.as_posix()}
+"""
 
 
 @pytest.fixture
@@ -73,3 +86,19 @@ def test_failed_cell_is_named(book, capfd):
     assert "A cell failed in page" in told
     assert "1 / 0" in told and "ZeroDivisionError" in told
     assert not stamp(book).exists()
+
+
+@pytest.mark.parametrize("host", ["github.com", "git.example"])
+def test_buttons_follow_from_the_address(book, capfd, host):
+    config = CONFIG + ADDRESSED.replace("github.com", host)
+    (book / "_config.yml").write_text(config, encoding="utf-8")
+    assert build.main(book) == 0, capfd.readouterr().out
+    html = (book / "_build" / "html" / "page.html").read_text(encoding="utf-8")
+    there = (
+        'href="https://github.com/OWNER/NAME"',
+        'href="https://github.com/OWNER/NAME/issues/new?',
+        'href="https://colab.research.google.com/github/OWNER/NAME/blob/word/page.ipynb"',
+    )
+    # Colab opens what lies on GitHub, and no button leads nowhere.
+    assert [link in html for link in there] == [host == "github.com"] * 3
+    assert ("colab.research" in html) == (host == "github.com")

@@ -560,6 +560,361 @@ def test_seed_verdict(capsys):
     assert "Not solved yet" in check(lambda a, b: ...)
 
 
+def test_rectangle_spike(capsys):
+    def check(answer):
+        return said(capsys, checks.rectangle_spike, answer)
+
+    class Rectangle(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, v):
+            ctx.save_for_backward(v)
+            return (v > 0).to(v)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (v,) = ctx.saved_tensors
+            return gradient * (v.abs() < 0.5)
+
+    def by(ramp, at=lambda v: v > 0):
+        return lambda v: at(v).float() + (ramp(v) - ramp(v).detach())
+
+    def ramp(v):
+        return v.clamp(-0.5, 0.5)
+
+    assert check(Rectangle.apply) == "Right."
+    assert check(by(ramp)) == "Right."
+    assert "finds no way back" in check(lambda v: (v > 0).float())
+    assert "slope is zero" in check(lambda v: (v > 0).float() + 0 * v)
+    assert "left in the values" in check(lambda v: (v > 0).float() + ramp(v))
+    assert "ramp alone" in check(ramp)
+    assert "too wide" in check(by(lambda v: v.clamp(-1, 1)))
+    assert "triangle's" in check(by(lambda v: v.clamp(-1, 1) * (1 - v.clamp(-1, 1).abs() / 2)))
+    assert "1 everywhere" in check(by(lambda v: v))
+    assert "must not fire" in check(by(ramp, at=lambda v: v >= 0))
+    assert "Not solved yet" in check(lambda v: ...)
+
+
+def test_first_gradient(capsys):
+    def check(answer):
+        return said(capsys, checks.first_gradient, answer)
+
+    def by_autograd(u1, s1, psi1, psi2, e1, e2, beta):
+        # Linear stand-ins for two spikes whose values and slopes are given.
+        x = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        first = s1 + psi1 * x
+        second = psi2 * (beta * (1 - first) * (u1 + x))
+        (found,) = torch.autograd.grad(e1 * first + e2 * second, x)
+        return found
+
+    def by(formula):
+        def answer(u1, s1, psi1, psi2, e1, e2, beta):
+            return formula(u1, s1, psi1, e1, beta * e2 * psi2)
+
+        return answer
+
+    assert check(by_autograd) == "Right."
+    assert "the reset is left out" in check(by(lambda u, s, p, e, a: a * (1 - s) + e * p))
+    assert "subtracted" in check(by(lambda u, s, p, e, a: a * (1 - s) + (e + a * u) * p))
+    assert "factor 1 - s1" in check(by(lambda u, s, p, e, a: a + (e - a * u) * p))
+    assert "step 1 alone" in check(by(lambda u, s, p, e, a: e * p))
+    assert "leak is left out" in check(lambda *given: by_autograd(*given[:-1], 1.0))
+    assert "second current" in check(lambda u1, s1, psi1, psi2, e1, e2, beta: psi2 * e2)
+    assert "Not solved yet" in check(lambda *given: None)
+
+
+def test_fold_time(capsys):
+    def check(answer):
+        return said(capsys, checks.fold_time, answer)
+
+    def folded(layer, x):
+        steps, batch, *rest = x.shape
+        return layer(x.reshape(steps * batch, *rest)).reshape(x.shape)
+
+    assert check(folded) == "Right."
+    assert "another mean at each" in check(lambda f, x: torch.stack([f(s) for s in x]))
+    assert "not folded back" in check(lambda f, x: f(x.flatten(0, 1)))
+    assert "time is the first axis" in check(
+        lambda f, x: f(x.flatten(0, 1)).unflatten(0, x.shape[:2][::-1])
+    )
+    assert "averaged away" in check(lambda f, x: f(x.mean(0)))
+    assert "Not solved yet" in check(lambda f, x: ...)
+
+
+def test_accuracy_over_time(capsys):
+    def check(answer):
+        return said(capsys, checks.accuracy_over_time, answer)
+
+    def share(z, y):
+        return torch.stack([(step.argmax(1) == y).double().mean() for step in z])
+
+    def means(z):
+        return torch.stack([z[: t + 1].mean(0) for t in range(len(z))])
+
+    def votes(z, y):
+        counts = F.one_hot(z.argmax(2), z.shape[2]).cumsum(0)
+        return (counts.argmax(2) == y).double().mean(1)
+
+    assert check(lambda z, y: share(means(z), y)) == "Right."
+    assert "by itself" in check(share)
+    assert "whole run alone" in check(lambda z, y: (z.sum(0).argmax(1) == y).double().mean())
+    assert "not the probabilities" in check(lambda z, y: share(means(z.softmax(2)), y))
+    assert "do not vote" in check(votes)
+    assert "not percent" in check(lambda z, y: 100 * share(means(z), y))
+    assert "from the end" in check(lambda z, y: share(means(z.flip(0)), y))
+    assert "number of images" in check(lambda z, y: len(y) * share(means(z), y))
+    assert "Not solved yet" in check(lambda z, y: None)
+
+
+def test_synaptic_operations(capsys):
+    def check(answer):
+        return said(capsys, checks.synaptic_operations, answer)
+
+    def counted(s, c, k):
+        return sum(float(image.sum()) for image in s.unbind(1)) / s.shape[1] * c * k * k
+
+    assert check(counted) == "Right."
+    assert "one image's" in check(lambda s, c, k: counted(s, c, k) * s.shape[1])
+    assert "zeros too" in check(lambda s, c, k: s[:, 0].numel() * c * k * k)
+    assert "output channels" in check(lambda s, c, k: counted(s, 1, k))
+    assert "k * k positions" in check(lambda s, c, k: counted(s, c, k) / k)
+    assert "all steps count" in check(lambda s, c, k: counted(s, c, k) / len(s))
+    assert "in the spikes already" in check(lambda s, c, k: counted(s, c, k) * s.shape[2])
+    assert "Not solved yet" in check(lambda s, c, k: ...)
+
+
+def test_last_cheaper(capsys):
+    def check(answer):
+        return said(capsys, checks.last_cheaper, answer)
+
+    def by(saves):
+        def answer(macs, first, spikes):
+            steps = 0
+            while saves(macs, first, spikes, steps + 1):
+                steps += 1
+            return steps
+
+        return answer
+
+    assert check(by(lambda m, f, s, t: 4.6 * f + 0.9 * s * t < 4.6 * m)) == "Right."
+    assert "whole number" in check(lambda m, f, s: max(0, 4.6 * (m - f) / (0.9 * s)))
+    assert "nothing is saved" in check(
+        by(lambda m, f, s, t: 4.6 * f + 0.9 * s * t <= 4.6 * m * (1 + 1e-12))
+    )
+    assert "cost too" in check(by(lambda m, f, s, t: 0.9 * s * t < 4.6 * m))
+    assert "paid once" in check(by(lambda m, f, s, t: (4.6 * f + 0.9 * s) * t < 4.6 * m))
+    assert "less energy" in check(by(lambda m, f, s, t: f + s * t < m))
+    right = by(lambda m, f, s, t: 4.6 * f + 0.9 * s * t < 4.6 * m)
+    assert "one step fewer" in check(lambda *given: right(*given) + 1)
+    assert "Not solved yet" in check(lambda m, f, s: ...)
+
+
+def test_soft_targets(capsys):
+    def check(answer):
+        return said(capsys, checks.soft_targets, answer)
+
+    def soft(z, tau, axis=1):
+        e = (z / tau).exp()
+        return e / e.sum(axis, keepdim=True)
+
+    assert check(soft) == "Right."
+    assert "not used" in check(lambda z, tau: soft(z, 1))
+    assert "not multiplied" in check(lambda z, tau: soft(z, 1 / tau))
+    assert "before the softmax" in check(lambda z, tau: soft(z, 1) / tau)
+    assert "over the batch" in check(lambda z, tau: soft(z, tau, 0))
+    assert "all images together" in check(lambda z, tau: soft(z, tau, (0, 1)))
+    assert "logarithms" in check(lambda z, tau: soft(z, tau).log())
+    assert "Not solved yet" in check(lambda z, tau: None)
+
+
+def test_hinton_gradient(capsys):
+    def check(answer):
+        return said(capsys, checks.hinton_gradient, answer)
+
+    def by_autograd(s, t, tau, loss=lambda s, t, tau: tau**2 * kd(s, t, tau)):
+        s = s.detach().requires_grad_()
+        return torch.autograd.grad(loss(s, t, tau), s)[0]
+
+    assert check(by_autograd) == "Right."
+    assert "sign is wrong" in check(lambda *given: -by_autograd(*given))
+    assert "divide by its size" in check(lambda s, t, tau: len(s) * by_autograd(s, t, tau))
+    assert "leave one tau" in check(lambda s, t, tau: tau * by_autograd(s, t, tau))
+    assert "tau is missing" in check(lambda s, t, tau: by_autograd(s, t, tau) / tau)
+    assert "without tau squared" in check(lambda s, t, tau: by_autograd(s, t, tau, kd))
+    assert "not used in the softmax" in check(
+        lambda s, t, tau: tau * by_autograd(s, t, tau, lambda s, t, tau: kd(s, t, 1))
+    )
+    assert "Not solved yet" in check(lambda *given: ...)
+
+
+def test_nearest_rate(capsys):
+    def check(answer):
+        return said(capsys, checks.nearest_rate, answer)
+
+    def nearest(f, n):
+        grid = torch.arange(n + 1, dtype=f.dtype) / n
+        return grid[(f[..., None] - grid).abs().argmin(-1)]
+
+    assert check(nearest) == "Right."
+    assert "never above 1" in check(lambda f, n: torch.round(f * n) / n)
+    assert "the rate below" in check(lambda f, n: ((f * n).int() / n).clamp(max=1))
+    assert "number of spikes" in check(lambda f, n: n * nearest(f, n))
+    assert "multiple of 1/T" in check(lambda f, n: f.clamp(max=1))
+    assert "T + 1 rates" in check(lambda f, n: nearest(f, n - 1))
+    assert "Not solved yet" in check(lambda f, n: None)
+
+
+def test_best_scale(capsys):
+    def check(answer):
+        return said(capsys, checks.best_scale, answer)
+
+    def by_lstsq(s, t):
+        return torch.linalg.lstsq(s.reshape(-1, 1), t.reshape(-1, 1)).solution.item()
+
+    assert check(by_lstsq) == "Right."
+    assert "upside down" in check(lambda s, t: 1 / by_lstsq(s, t))
+    assert "not the teacher's" in check(lambda s, t: by_lstsq(t, s))
+    assert "two sizes" in check(lambda s, t: (t.square().sum() / s.square().sum()) ** 0.5)
+    assert "of the means" in check(lambda s, t: t.sum() / s.sum())
+    assert "no constant" in check(lambda s, t: by_lstsq(s - s.mean(), t - t.mean()))
+    assert "not one an image" in check(
+        lambda s, t: torch.tensor([by_lstsq(*pair) for pair in zip(s, t, strict=True)])
+    )
+    assert "Not solved yet" in check(lambda s, t: ...)
+
+
+def test_merged_head(capsys):
+    def check(answer):
+        return said(capsys, checks.merged_head, answer)
+
+    def probed(w1, b1, w2, b2):
+        """From the outputs for nothing and for each unit vector."""
+
+        def both(x):
+            return F.linear(F.linear(x, w1, b1), w2, b2)
+
+        bias = both(torch.zeros(4, dtype=w1.dtype))
+        return (both(torch.eye(4, dtype=w1.dtype)) - bias).T, bias
+
+    assert check(probed) == "Right."
+    assert "wrong order" in check(lambda w1, b1, w2, b2: (w1 @ w2, w2 @ b1 + b2))
+    assert "multiply it by W2" in check(lambda w1, b1, w2, b2: (w2 @ w1, b1 + b2))
+    assert "first bias is missing" in check(lambda w1, b1, w2, b2: (w2 @ w1, b2))
+    assert "second bias is missing" in check(lambda w1, b1, w2, b2: (w2 @ w1, w2 @ b1))
+    assert "matrix product" in check(lambda w1, b1, w2, b2: (w2 * w1, w2 @ b1 + b2))
+    assert "Not solved yet" in check(lambda *given: None)
+
+
+def test_batch_scaling(capsys):
+    from ckdlite.distill import normalise_maps
+
+    def check(answer):
+        return said(capsys, checks.batch_scaling, answer)
+
+    assert check(lambda m: normalise_maps(m, "batch")) == "Right."
+    assert "missing" in check(lambda m: normalise_maps(m, "sample"))
+    assert "takes the whole batch" in check(
+        lambda m: torch.stack([normalise_maps(one[None], "batch")[0] for one in m])
+    )
+    assert "0.001 below the line" in check(lambda m: (m - m.min()) / (m.max() - m.min()))
+    assert "not taken away" in check(lambda m: m / (m.max() + 0.001))
+    assert "highest less lowest" in check(lambda m: (m - m.min()) / (m.max() + 0.001))
+    assert "Not solved yet" in check(lambda m: ...)
+
+
+def test_best_epoch_bonus(capsys):
+    def check(answer):
+        return said(capsys, checks.best_epoch_bonus, answer)
+
+    def each(a):
+        return [max(seed) - seed[-1] for seed in a.tolist()]
+
+    assert check(lambda a: sum(each(a)) / len(a)) == "Right."
+    assert "one epoch for all" in check(lambda a: a.mean(0).max() - a.mean(0)[-1])
+    assert "the best seed" in check(lambda a: (a.max(0).values - a[-1]).mean())
+    assert "mean of the epochs" in check(lambda a: a.max(1).values.mean() - a.mean())
+    assert "best run of all" in check(lambda a: a.max() - a[:, -1].mean())
+    assert "one number" in check(lambda a: torch.tensor(each(a)))
+    assert "turned" in check(lambda a: -sum(each(a)) / len(a))
+    assert "Not solved yet" in check(lambda a: None)
+
+
+QUIZZES = {
+    checks.spikes_or_gradient: (
+        {
+            "surrogate": "gradient",
+            "detached": "gradient",
+            "soft": "spikes",
+            "doubled": "gradient",
+            "loop": "nothing",
+        },
+        {
+            "surrogate": ("spikes", "only used backward"),
+            "detached": ("spikes", "changes no value"),
+            "soft": ("gradient", "leaves over"),
+            "doubled": ("nothing", "has doubled"),
+            "loop": ("spikes", "same order"),
+        },
+    ),
+    checks.what_heats: (
+        {"order": "same", "entropy": "change", "shift": "same", "both": "same", "ratio": "same"},
+        {
+            "order": ("change", "keeps the order"),
+            "entropy": ("same", "rises with tau"),
+            "shift": ("change", "above and below"),
+            "both": ("change", "only the quotient"),
+            "ratio": ("change", "no other logit"),
+        },
+    ),
+    checks.what_notices: (
+        {
+            "channels": "features",
+            "positions": ["map", "features"],
+            "shift": set(),
+            "time": (),
+            "louder": {"answer"},
+        },
+        {
+            "channels": ({"features", "map"}, "the sum over channels"),
+            "positions": ({"features"}, "the map moves"),
+            "shift": ({"answer"}, "no softmax sees a shift"),
+            "time": ({"features"}, "means or sums over time"),
+            "louder": (set(), "gets sharper"),
+        },
+    ),
+    checks.when_it_vanishes: (
+        {
+            "1 teacher map": "right",
+            "2 scaling": "single",
+            "3 no square": "weight",
+            "6 variance": "silent",
+            "8 drifting teacher": "never",
+        },
+        {
+            "1 teacher map": ("single", "only the predicted class"),
+            "2 scaling": ("weight", "are the same"),
+            "3 no square": ("never", "constant factor"),
+            "6 variance": ("right", "multiplies the noise"),
+            "8 drifting teacher": ("weight", "statistics"),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("check", QUIZZES, ids=lambda c: c.__name__)
+def test_quizzes(check, capsys):
+    right, wrong = QUIZZES[check]
+    assert said(capsys, check, right) == "Right."
+    for name, (answer, words) in wrong.items():
+        line = said(capsys, check, right | {name: answer})
+        assert line.startswith(f"Not yet: {name!r}: ") and words in line
+    first = next(iter(right))
+    assert "'perhaps' is not one of" in said(capsys, check, right | {first: "perhaps"})
+    assert f"{first} is missing" in said(capsys, check, {k: right[k] for k in list(right)[1:]})
+    assert f"{first!r} has no answer yet" in said(capsys, check, right | {first: ...})
+    for unsolved in (dict.fromkeys(right, ...), {}, None):
+        assert said(capsys, check, unsolved).startswith("Not solved yet. Hint: ")
+
+
 def test_bytes_moved(capsys):
     def check(answer):
         return said(capsys, checks.bytes_moved, answer)

@@ -6,8 +6,13 @@ from pathlib import Path
 import nbformat
 import notebooks
 import pytest
+from jupyter_cache import get_cache
 
-CHAPTERS = sorted((Path(__file__).parent.parent / "book").glob("*.ipynb"))
+ROOT = Path(__file__).parent.parent
+CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
+# Where the book's build keeps the chapters that it executed.
+EXECUTED = ROOT / "_build" / ".jupyter_cache"
+BUILT = ROOT / "_build" / "html" / ".built"
 LOOPHOLE = "NBVAL_IGNORE_OUTPUT"
 
 
@@ -27,6 +32,16 @@ def asserts(cell) -> int:
     return sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source)))
 
 
+def prints(cell) -> list[str]:
+    """What a cell says in plain text: its streams, each in one piece, then its other outputs."""
+    streams = {}
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            streams[output.name] = streams.get(output.name, "") + output.text
+    texts = (o.data.get("text/plain") for o in cell.outputs if "data" in o)
+    return [*(f"{name}: {text}" for name, text in sorted(streams.items())), *texts]
+
+
 def test_there_are_chapters():
     assert CHAPTERS
 
@@ -41,6 +56,22 @@ def test_chapter_was_executed_in_order_without_error(path):
     cells = code_cells(path)
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
     assert not [o for c in cells for o in c.outputs if o.output_type == "error"]
+
+
+@pytest.mark.skipif(not BUILT.exists(), reason="the book is not built: run make book")
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_the_build_printed_what_is_committed(path):
+    """The chapters were executed once, by the build: it is compared, not done again."""
+    cache = get_cache(EXECUTED)
+    try:
+        record = cache.match_cache_notebook(nbformat.read(path, as_version=4))
+    except KeyError:
+        pytest.fail(f"{path.name}: not executed since its code was changed; run make book first")
+    executed = [c for c in cache.get_cache_bundle(record.pk).nb.cells if c.cell_type == "code"]
+    committed = code_cells(path)
+    for old, new in zip(committed, executed, strict=True):
+        if not ignores(old):
+            assert prints(new) == prints(old), f"{path.name}: what this cell prints\n{old.source}"
 
 
 def test_what_is_not_compared_is_asserted():
@@ -84,3 +115,18 @@ def test_strip_keeps_text_alone(tmp_path):
     path = tmp_path / "chapter.ipynb"
     nbformat.write(notebook, path)
     assert notebooks.main(["check", str(path)]) == 0
+
+
+def test_what_a_cell_prints_is_told_in_whole_streams_and_plain_text():
+    cell = nbformat.v4.new_code_cell(
+        "1",
+        outputs=[
+            nbformat.v4.new_output("stream", name="stdout", text="a"),
+            nbformat.v4.new_output(
+                "display_data", data={"text/plain": "Figure: A.", "text/html": "<img>"}
+            ),
+            nbformat.v4.new_output("stream", name="stdout", text="b"),
+            nbformat.v4.new_output("stream", name="stderr", text="careful"),
+        ],
+    )
+    assert prints(cell) == ["stderr: careful", "stdout: ab", "Figure: A."]

@@ -84,6 +84,11 @@ def test_the_readme_shows_the_measured_differences():
     said = results.said(results.effect(rows, "nld", "kd"))
     mean, ends = re.fullmatch(r"(.*) \((.*); 5 seeds\), cannot be told from zero", said).groups()
     assert f"({mean}, {ends})" in readme
+    control = "label-only, released network"
+    said = results.said(results.effect(rows, control, "label-only"))
+    assert f"{said.partition(';')[0]})" in readme
+    said = results.said(results.effect(rows, "released", control), unit="")
+    assert f"{said.partition(';')[0]}), cannot be told" in " ".join(readme.split())
 
 
 def test_the_ten_lines_of_the_readme_run():

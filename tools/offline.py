@@ -3,6 +3,7 @@ in the console.
 
 Equations become MathML when the book is built, so that no page loads a typesetter. The font they
 are set in is cut down to the characters the book uses. Scripts for remote kernels are taken out.
+Buttons lead to the repository and to Colab, where its address is known and on GitHub.
 """
 
 import html
@@ -20,6 +21,7 @@ from sphinx.util.math import get_node_equation_number
 
 logger = logging.getLogger(__name__)
 converter = LatexToMathML(fancy_error=False)
+COLAB = "https://colab.research.google.com"
 FONT = files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"
 
 
@@ -64,11 +66,33 @@ def drop_thebe_listeners(app, _config):
         listeners[:] = [entry for entry in listeners if entry.handler.__module__ != "sphinx_thebe"]
 
 
+def add_buttons(_app, config):
+    """Lead to the repository, and chapters to Colab, where _config.yml gives the address."""
+    options = config.html_theme_options
+    # The theme knows few hosts, and Colab opens what lies on GitHub alone.
+    known = options.get("repository_url", "").startswith("https://github.com/")
+    options["use_repository_button"] = options["use_issues_button"] = known
+    options["launch_buttons"] = {"colab_url": COLAB} if known else {}
+    if not known:
+        options.pop("repository_url", None)
+
+
 def clean_context(_app, _pagename, _templatename, context, _doctree):
-    """Drop what is left of thebe, and set the theme mode that the theme's script expects."""
+    """Drop what is left of thebe, set the theme mode that the theme's script expects, and see to
+    the buttons of the repository."""
     for kind in ("css_files", "script_files"):
         context[kind] = [asset for asset in context[kind] if not names_thebe(asset)]
     context["default_mode"] = "auto"
+    buttons = context.get("header_buttons", [])
+    for place, button in enumerate(buttons):
+        if button.get("label") == "launch-buttons":
+            # A menu with Colab alone in it.
+            link = {"text": "", "tooltip": "Open in Colab", "icon": "fas fa-rocket"}
+            buttons[place] = button["buttons"][0] | link
+        for one in (button, *button.get("buttons", [])):
+            # One sign of a brand would fetch a font of 118 kB.
+            if str(one.get("icon")).startswith("fab "):
+                one["icon"] = "fas fa-code-branch"
 
 
 def names_thebe(asset) -> bool:
@@ -76,6 +100,12 @@ def names_thebe(asset) -> bool:
     # Only the start of an inline script: a picture's base64 can spell anything.
     body = getattr(asset, "attributes", {}).get("body") or ""
     return "thebe" in str(getattr(asset, "filename", asset)) or body.startswith("const THEBE")
+
+
+def blocks(found):
+    """The parameters of a signature, a block each."""
+    lines = found[1].replace("<dd>", '<div class="sig-line">').replace("</dd>", "</div>")
+    return f'<div class="sig-lines">{lines}</div>'
 
 
 def finish(app, error):
@@ -91,6 +121,18 @@ def finish(app, error):
         clean = re.sub(r'<link rel="preload" as="font"[^>]*>', "", clean)
         # The same icons come as a font; as a script they would weigh 1.5 MB.
         clean = re.sub(r'<script src="[^"]*fontawesome[^"]*"></script>', "", clean)
+        # What is read on the search button and on a fold is also what is read aloud.
+        clean = re.sub(
+            r'(<button class="btn search-button-field[^>]*) aria-label="[^"]*"', r"\1", clean
+        )
+        clean = clean.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+        # The parameters of a signature are no list of terms: none of them has a description there.
+        clean = re.sub(r'<dl>\s*((?:<dd><em class="sig-param">.*?</dd>\s*)+)</dl>', blocks, clean)
+        # The title of the book stands in a landmark, as everything else does.
+        clean = clean.replace(
+            '<div class="bd-sidebar-primary bd-sidebar',
+            '<div role="navigation" aria-label="Book" class="bd-sidebar-primary bd-sidebar',
+        )
         if clean != source:
             page.write_text(clean, encoding="utf-8")
         for equation in re.findall(r"<math.*?</math>", source, flags=re.DOTALL):
@@ -124,6 +166,7 @@ def setup(app):
         raise ExtensionError(f"the font of the equations is missing: {FONT}")
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("config-inited", drop_thebe_listeners)
+    app.connect("config-inited", add_buttons)
     app.connect("html-page-context", clean_context, priority=900)
     app.connect("build-finished", finish)
     return {
