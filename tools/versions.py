@@ -26,7 +26,8 @@ def packages(root: Path) -> dict[str, str]:
     for text in asked:
         requirement = Requirement(text)
         if requirement.name != project["name"]:  # an extra that is made of other extras
-            found[requirement.name] = str(requirement.specifier)
+            floors = [s.version for s in requirement.specifier if s.operator == ">="]
+            found[requirement.name] = ", ".join(floors)
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
@@ -85,7 +86,7 @@ class Versions(SphinxDirective):
 
     def row(self, texts: tuple[str, ...]) -> nodes.row:
         """One line of the table."""
-        cells = [nodes.entry("", nodes.paragraph(text=text.removeprefix(">="))) for text in texts]
+        cells = [nodes.entry("", nodes.paragraph(text=text)) for text in texts]
         return nodes.row("", *cells)
 
 
