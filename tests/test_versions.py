@@ -12,6 +12,7 @@ pytest.importorskip("sphinx")
 import versions  # noqa: E402
 from docutils import nodes  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
+from sphinx.util.docutils import docutils_namespace  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,8 +49,9 @@ def test_directive_makes_the_table(tmp_path):
     (tmp_path / "index.md").write_text("# Page\n\n```{versions}\n```\n")
     out, said = tmp_path / "out", io.StringIO()
     settings = {"extensions": ["myst_parser", "versions"]}
-    app = Sphinx(tmp_path, None, out, out, "dummy", settings, status=None, warning=said)
-    app.build()
+    with docutils_namespace():  # what it registers is gone afterwards
+        app = Sphinx(tmp_path, None, out, out, "dummy", settings, status=None, warning=said)
+        app.build()
     assert said.getvalue() == ""
     (table,) = app.env.get_doctree("index").findall(nodes.table)
     cells = [[entry.astext() for entry in row] for row in table.findall(nodes.row)]
