@@ -592,6 +592,18 @@ class _ImageData(L.LightningDataModule, ABC):
     def _open(self, split: str) -> Dataset:
         """Items are a uint8 image `[3, H, W]`, a label and whatever else there is."""
 
+    def _some(self, found: Dataset) -> Dataset:
+        """As many training images as are wanted."""
+        if self.images is None:
+            return found
+        if self.images > len(found):
+            raise ValueError(
+                f"images: got {self.images}, wanted at most the {len(found)} training images of "
+                f"{self.root}"
+            )
+        draw = torch.Generator().manual_seed(0)
+        return Subset(found, torch.randperm(len(found), generator=draw)[: self.images].tolist())
+
     def _dataset(self, split: str) -> Dataset:
         if split not in self._held:
             self._held[split] = self._open(split)
@@ -662,6 +674,64 @@ class SceneData(_ImageData):
         return TensorDataset(*data.cluttered(split, n, clutter=self.clutter))
 
 
+class CIFARData(_ImageData):
+    """CIFAR-10 or CIFAR-100 for training: 45,000 images to train on, 5,000 to validate, 10,000 to test.
+
+    Batches are images `[B, 3, 32, 32]`, normalised, and labels. Order and augmentation depend on the
+    seed, the epoch and the image alone, not on the number of workers. There are no masks: where a
+    map lies is not scored.
+
+    Args:
+        name: "cifar10" or "cifar100".
+        root: folder of the unpacked official archive.
+        images: how many training images, a random choice that is always the same; None takes all.
+        download: fetch the archive where it is not there; torchvision checks its MD5.
+        batch_size: images a training batch, on each device.
+        augment: transforms of a training image, uint8 `[3, 32, 32]`, in this order.
+        mean: of each channel, in units of the [0, 1] range; CIFAR-10's, for both, as in the
+            released code.
+        std: standard deviation of each channel, likewise.
+        workers: processes that load; 0 loads in the training process.
+        seed: fixes the order and the augmentation, not which images.
+
+    Raises:
+        FileNotFoundError: the files are missing or damaged, when the images are first wanted.
+        ValueError: an unknown name, or more images wanted than there are.
+
+    Source: see `data.cifar`. Chapter 4.1.
+    """
+
+    def __init__(
+        self,
+        name: str = "cifar10",
+        root: str | Path = "data",
+        images: int | None = None,
+        download: bool = False,
+        batch_size: int = 128,
+        augment: Sequence[nn.Module] = (),
+        mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
+        std: Sequence[float] = (0.2470, 0.2435, 0.2616),
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(images, batch_size, augment, workers, seed)
+        self.name, self.root, self.download = name, Path(root), download
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def recipe(self) -> dict[str, Any]:
+        # Not the root: a run may go on where the images lie elsewhere.
+        return super().recipe() | {"name": self.name, "mean": self.mean, "std": self.std}
+
+    def prepare_data(self) -> None:
+        """Fetch the archive once, before the processes of several devices look for it."""
+        if self.download:
+            data.cifar(self.name, self.root, "test", download=True)
+
+    def _open(self, split: str) -> Dataset:
+        found = data.cifar(self.name, self.root, split, transform=pil_to_tensor)
+        return self._some(found) if split == "train" else found
+
+
 class FolderData(_ImageData):
     """A folder of images for training, `root/train/<class>/*` and `root/test/<class>/*`.
 
@@ -710,15 +780,7 @@ class FolderData(_ImageData):
 
     def _open(self, split: str) -> Dataset:
         found = data.folder(self.root, split, size=self.size, transform=pil_to_tensor)
-        if split != "train" or self.images is None:
-            return found
-        if self.images > len(found):
-            raise ValueError(
-                f"images: got {self.images}, wanted at most the {len(found)} training images of "
-                f"{self.root}"
-            )
-        draw = torch.Generator().manual_seed(0)
-        return Subset(found, torch.randperm(len(found), generator=draw)[: self.images].tolist())
+        return self._some(found) if split == "train" else found
 
 
 class _Order(Sampler[tuple[int, int]]):
