@@ -3,10 +3,10 @@
     python benchmarks/epoch.py --device cuda                       # neurons and losses
     python benchmarks/epoch.py --device cuda --folder FOLDER       # and the data path
 
-An epoch is 45,000 random images of 32 x 32 in batches of 128, which lie on the device; the data path
-is timed alone, on a folder of images with the augmentation of the recipes. Each case is a process of
-its own, after a warm-up, and its row is written as it ends, into `ckdlite/assets/epoch-cuda.csv`
-(or `epoch-cpu.csv`); a case that is there is replaced.
+An epoch is 45,000 random images of 32 x 32 in batches of 128, which lie on the device; the data
+path is timed alone, on a folder of images with the augmentation of the recipes. Each case is a
+process of its own, after a warm-up, and its row is written as it ends, into
+`ckdlite/assets/epoch-cuda.csv` (or `epoch-cpu.csv`); a case that is there is replaced.
 """
 
 import argparse
