@@ -224,6 +224,26 @@ def test_a_page_is_made_from_the_files_alone(path, assets, monkeypatch):
         assert f"{len(evidence.jobs())} runs" in text and "Everything" in text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_page_says_what_was_not_run(path, assets, monkeypatch):
+    """Of the last questions no row, and of one setting a single seed."""
+    late = {run.name for run in evidence.plan() if run.question in (4, 5, 7)}
+    with (assets / "evidence.csv").open() as file:
+        kept = [row for row in csv.DictReader(file) if row["run"] not in late]
+    kept.append(next(row for row in kept if row["run"] == "samd") | {"run": "samd cam"})
+    with (assets / "evidence.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, evidence.COLUMNS)
+        writer.writeheader()
+        writer.writerows(kept)
+    text = run_page(path, monkeypatch)
+    assert "nan" not in text.lower()
+    if path.stem in ("evidence-samd", "evidence-settings", "evidence-runs"):
+        assert "not run" in text.lower() or "seeds missing" in text
+    if path.stem == "evidence-settings":
+        assert "**Not known:** CAM" in text and "one seed: no finding" in text
+
+
 def test_pages_do_not_train():
     for path in PAGES:
         code = "\n".join(
