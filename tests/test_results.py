@@ -165,7 +165,7 @@ def test_the_nine_differences_name_runs_of_the_plan():
     # Whoever shows the table reads the file.
     for name in ("closer-look", "evidence-differences"):
         code = (BOOK / f"{name}.ipynb").read_text()
-        assert "differences.csv" in code and "two-layer head\\\"" not in code
+        assert "differences.csv" in code and 'two-layer head\\"' not in code
 
 
 def test_no_result_is_typed_in_the_pages():
