@@ -95,11 +95,11 @@ def grad_cam(
 ) -> tuple[Float[Tensor, "B H W"], Float[Tensor, "B K"]]:
     r"""Grad-CAM of any layer of any model, in one forward pass; returns the maps and the logits.
 
-    With A the layer's features and :math:`y_k` the target class's logit:
+    With A the layer's features and :math:`z_k` the target class's logit:
 
     .. math::
 
-        \alpha_c &= \frac{1}{HW} \sum_{h,w} \frac{\partial y_k}{\partial A_c(h, w)} \\
+        \alpha_c &= \frac{1}{HW} \sum_{h,w} \frac{\partial z_k}{\partial A_c(h, w)} \\
         M &= \max(0, \sum_c \alpha_c A_c)
 
     Everything before the layer runs without a graph; at the layer the features are cut off and
