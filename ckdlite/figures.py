@@ -6,7 +6,7 @@ Needs matplotlib: ``pip install 'ckdlite[chapters]'``. Every chapter of the book
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -192,6 +192,32 @@ def effects(
     ax.set_yticklabels(found)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
+
+
+def probabilities(
+    ax: Axes, p: Tensor | np.ndarray, names: Sequence[str], true: int | Tensor, role: str
+) -> None:
+    """Draw one image's class probabilities as bars, the first class on top.
+
+    ``p`` is ``[K]``, in 0..1, and ``names`` has a name a class. The bar of the class ``true`` has
+    the colour of ``role``, a name in `COLOURS`; the others are grey.
+
+    Raises ValueError when the numbers of names and probabilities differ, ``true`` is no class, a
+    value is not finite or the role is unknown.
+    """
+    p, true = _array("p", p), int(true)
+    if p.shape != (len(names),):
+        raise ValueError(f"p must be [{len(names)}], one a name, got shape {list(p.shape)}")
+    if not 0 <= true < len(p):
+        raise ValueError(f"true must be between 0 and {len(p) - 1}, got {true}")
+    if role not in COLOURS:
+        raise ValueError(f"role must be one of {', '.join(COLOURS)}, got {role!r}")
+    rows = range(len(p))
+    colours = [COLOURS[role] if k == true else "#B8C1CA" for k in rows]
+    ax.barh(rows, 100 * p, color=colours)
+    ax.set(xlim=(0, 100), xlabel="probability, %", yticks=rows)
+    ax.set_yticklabels(names, fontsize=10)
+    ax.invert_yaxis()
 
 
 def overlay(

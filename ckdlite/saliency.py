@@ -1,7 +1,7 @@
 """Where a network looks: CAM, Grad-CAM, the spike activation map, and scores for maps.
 
-A map is `[B, H, W]`: one number a position, in the units of what it sums. Chapter 3.2 builds the
-teacher's and the student's map in plain lines. A tensor of the wrong dtype is a TypeError.
+A map is `[B, H, W]`: one number a position, in the units of what it sums. Chapter 2.2 builds the
+teacher's map in plain lines, chapter 3.2 the student's. A tensor of the wrong dtype is a TypeError.
 """
 
 from typing import Any, Literal
@@ -73,7 +73,7 @@ def cam(
     Raises:
         ValueError: channels that do not match, labels out of range, or values that are not finite.
 
-    Source: Zhou et al. 2016 (CVPR), arXiv 1512.04150. Chapter 3.2.
+    Source: Zhou et al. 2016 (CVPR), arXiv 1512.04150. Chapter 2.2.
     """
     if features.dim() != 4 or weight.dim() != 2 or features.shape[1] != weight.shape[1]:
         raise ValueError(
@@ -95,11 +95,11 @@ def grad_cam(
 ) -> tuple[Float[Tensor, "B H W"], Float[Tensor, "B K"]]:
     r"""Grad-CAM of any layer of any model, in one forward pass; returns the maps and the logits.
 
-    With A the layer's features and :math:`y_k` the target class's logit:
+    With A the layer's features and :math:`z_k` the target class's logit:
 
     .. math::
 
-        \alpha_c &= \frac{1}{HW} \sum_{h,w} \frac{\partial y_k}{\partial A_c(h, w)} \\
+        \alpha_c &= \frac{1}{HW} \sum_{h,w} \frac{\partial z_k}{\partial A_c(h, w)} \\
         M &= \max(0, \sum_c \alpha_c A_c)
 
     Everything before the layer runs without a graph; at the layer the features are cut off and
@@ -121,7 +121,7 @@ def grad_cam(
             logits that do not depend on the layer, labels out of range, or values that are not
             finite.
 
-    Source: Selvaraju et al. 2017 (ICCV), arXiv 1610.02391. Chapter 3.2.
+    Source: Selvaraju et al. 2017 (ICCV), arXiv 1610.02391. Chapter 2.2.
     """
     seen: list[Tensor] = []
 
@@ -218,7 +218,7 @@ def pointing_game(
         ValueError: shapes that do not match, or maps that are not finite.
 
     Source: Zhang et al. 2016 (ECCV), arXiv 1608.00507, without their tolerance of 15 pixels.
-    Chapter 3.2.
+    Chapter 2.2.
     """
     maps = _at_mask_size(maps, masks)
     # Resampling rounds: without a margin, one of several equal positions would win by a bit.
@@ -237,6 +237,7 @@ def mask_overlap(maps: Float[Tensor, "B h w"], masks: Bool[Tensor, "B H W"]) -> 
         ValueError: shapes that do not match, negative values, or maps that are not finite.
 
     Source: the energy-based pointing game of Wang et al. 2020 (Score-CAM), arXiv 1910.01279.
+    Chapter 2.2.
     """
     if maps.numel() and bool((maps < 0).any()):
         raise ValueError(f"maps: got a value of {float(maps.min()):.3g}, wanted none below 0")

@@ -96,6 +96,40 @@ def test_show_wants_both_texts(fig, shown, caption, alt, named):
     assert not shown
 
 
+def test_probabilities_are_bars_and_the_true_class_is_coloured():
+    for p in (torch.tensor([0.7, 0.2, 0.1]), np.array([0.7, 0.2, 0.1])):
+        _, ax = plt.subplots()
+        figures.probabilities(ax, p, ["bag", "coat", "dress"], torch.tensor(1), "teacher")
+        assert [bar.get_width() for bar in ax.patches] == pytest.approx([70, 20, 10])
+        coloured = [
+            matplotlib.colors.same_color(bar.get_facecolor(), figures.COLOURS["teacher"])
+            for bar in ax.patches
+        ]
+        assert coloured == [False, True, False]
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["bag", "coat", "dress"]
+        assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first class is on top
+        assert ax.get_xlim() == (0, 100)
+        plt.close()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"p": torch.ones(3)}, r"p must be \[2\], one a name, got shape \[3\]"),
+        ({"p": torch.tensor([math.nan, 1])}, "p holds values that are not finite"),
+        ({"true": 2}, "true must be between 0 and 1, got 2"),
+        ({"role": "student"}, "role must be one of teacher, .*, got 'student'"),
+    ],
+)
+def test_probabilities_name_what_does_not_fit(changed, message):
+    given = {"p": torch.tensor([0.5, 0.5]), "names": "ab", "true": 0, "role": "teacher"}
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match=message):
+        figures.probabilities(ax, **(given | changed))
+    plt.close()
+
+
 @pytest.mark.parametrize("kind", ["float array", "bytes", "tensor that needs a gradient"])
 def test_overlay_draws_image_heat_and_outline(kind):
     image = np.random.RandomState(0).rand(3, 32, 24)

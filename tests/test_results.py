@@ -151,6 +151,23 @@ def test_what_was_reported_has_a_source_and_is_not_measured():
     assert not ours & {"accuracy_percent", "verified"}
 
 
+def test_the_nine_differences_name_runs_of_the_plan():
+    rows = results.read("differences.csv")
+    columns = {"number", "name", "run", "where", "paper", "released"}
+    assert [row["number"] for row in rows] == list(range(1, 10))
+    planned = {run.name for run in evidence.plan()}
+    for row in rows:
+        assert row.keys() == columns
+        assert row["run"] == f"paper {row['number']:.0f} {row['name']}" and row["run"] in planned
+        assert row["where"] in ("loss", "network", "training")
+    # The plan has no tenth.
+    assert sum(bool(re.match(r"paper \d ", name)) for name in planned) == len(rows)
+    # Whoever shows the table reads the file.
+    for name in ("closer-look", "evidence-differences"):
+        code = (BOOK / f"{name}.ipynb").read_text()
+        assert "differences.csv" in code and 'two-layer head\\"' not in code
+
+
 def test_no_result_is_typed_in_the_pages():
     """Prose of these pages has no decimal point but those of settings and of the literature."""
     allowed = ["2.8 standard", "0.8 points", "4.6 pJ", "0.9 pJ", "0.1", "2.8", "2.3", "4.3"]
