@@ -1,12 +1,16 @@
 """The benchmarks compare like with like, and the committed results are theirs."""
 
+import argparse
 import csv
 from pathlib import Path
 
+import epoch
 import peers
 import pytest
 import speed
 import torch
+
+from ckdlite.networks import resnet8
 
 RESULTS = Path(__file__).parents[1] / "ckdlite" / "assets" / "speed-cpu.csv"
 
@@ -144,3 +148,25 @@ def test_the_readme_shows_the_measured_speed():
         assert f" | {' | '.join(f'{share:.2f}' for share in shares)} |\n" in readme
     distilled = [one("distil", case="samd and nld", timesteps=str(t)) for t in (2, 4)]
     assert f"{min(distilled):.2f} to {max(distilled):.2f} times the sum" in readme
+
+
+def test_an_epoch_is_timed_through_network_and_engine(monkeypatch):
+    """Every kind of case ends in a number, on a network small enough."""
+    monkeypatch.setattr(epoch, "resnet19", resnet8)
+    monkeypatch.setattr(epoch, "BATCH", 4)
+    given = argparse.Namespace(device="cpu", precision="32-true", images=8, folder=None)
+    found = epoch.cases(None)
+    assert [name for name, _ in found if name in peers.NEURONS] == 2 * list(peers.NEURONS)
+    for case in (("ANN", None), ("ckdlite plain", 2), ("SpikingJelly", 1)):
+        assert epoch.epoch(*case, given)["images_per_second"] > 0
+
+
+def test_a_case_of_an_epoch_replaces_its_own_row_alone(tmp_path):
+    path = tmp_path / "epoch.csv"
+    row = dict.fromkeys(epoch.COLUMNS, "") | {"case": "ANN", "images_per_second": 5}
+    epoch.write(row, path)
+    epoch.write(row | {"timesteps": 4}, path)
+    epoch.write(row | {"images_per_second": 6}, path)
+    with path.open(newline="") as file:
+        rows = [(r["timesteps"], r["images_per_second"]) for r in csv.DictReader(file)]
+    assert rows == [("", "6"), ("4", "5")]

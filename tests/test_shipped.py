@@ -91,6 +91,27 @@ def test_the_readme_shows_the_measured_differences():
     assert f"{said.partition(';')[0]}), cannot be told" in " ".join(readme.split())
 
 
+def test_the_readme_shows_what_the_gpu_measured():
+    root = _assets.FOLDER.parent.parent
+    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    with (root / "experiments" / "results" / "cifar10-jpeg.csv").open(newline="") as file:
+        runs = [row for row in csv.DictReader(file) if row["network"] == "resnet20"]
+    rows = [row | {"run": row["method"]} for row in runs]
+    for name in {row["run"] for row in rows}:
+        scores = [100 * float(row["accuracy"]) for row in rows if row["run"] == name]
+        line = f"{min(scores):.1f} to {max(scores):.1f} |"
+        if name not in ("teacher", "label-only"):
+            said = results.said(results.effect(rows, name, "label-only"), unit="")
+            line += f" {said.partition(';')[0]}) |"
+        assert line in readme, name
+    said = results.said(results.effect(rows, "paper", "kd"), unit="")
+    assert f"`paper` against `kd` is {said.partition(';')[0]}), cannot be told" in readme
+    with (_assets.FOLDER / "epoch-cuda.csv").open(newline="") as file:
+        epochs = list(csv.DictReader(file))
+    for row in epochs:
+        assert f"{float(row['images_per_second']):,.0f}" in readme, row["case"]
+
+
 def test_the_ten_lines_of_the_readme_run():
     readme = (_assets.FOLDER.parent.parent / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"## Ten lines\n\n```python\n(.*?)```", readme, flags=re.DOTALL)
