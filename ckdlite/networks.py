@@ -231,26 +231,89 @@ def record(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, ".
             logits = student(images)
         features["stage3"]          # [T, B, C, H, W]
 
-    Any module and any layer; one forward pass. If the model runs twice, the last run counts.
+    Any module and any layer; one forward pass. If the model runs twice, the last run counts. A
+    layer that runs several times in one pass, as in a network that is called step by step
+    (`OverTime`), is kept as a stack of its outputs, the first one first.
 
     Raises:
         ValueError: no layer has that name; the message lists names that come near.
     """
     kept: dict[str, Tensor] = {}
+    calls: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def begin(_module: nn.Module, _inputs: Any) -> None:
+        for outputs in calls.values():
+            outputs.clear()
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            kept[name] = output.clone()  # the next layer may write over it: ReLU(inplace=True)
+            # Cloned, because the next layer may write over it: ReLU(inplace=True).
+            calls[name].append(output.clone())
 
         return hook
 
+    def end(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        for name, outputs in calls.items():
+            if outputs:
+                kept[name] = outputs[0] if len(outputs) == 1 else torch.stack(outputs)
+
     layers = {name: layer(model, name) for name in names}  # every name is known before any hook
-    hooks = [found.register_forward_hook(keep(name)) for name, found in layers.items()]
+    hooks = [model.register_forward_pre_hook(begin)]
+    hooks += [found.register_forward_hook(keep(name)) for name, found in layers.items()]
+    hooks.append(model.register_forward_hook(end))
     try:
         yield kept
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class OverTime(nn.Module):
+    """A spiking network of another library as a student: `[B, C, H, W]` to `[T, B, K]`.
+
+    The image is shown at each of T timesteps, and the network forgets the image before: a neuron
+    that keeps its potential from one forward pass to the next would start from it. Events
+    `[T, B, C, H, W]` go through as they are, one step a frame.
+
+    Its layers have the network's names behind `network.`, as `"network.layer4"`.
+
+    Args:
+        network: takes all steps at once, `[T, B, C, H, W]` to `[T, B, K]`; or, `stepwise`, one
+            step, `[B, C, H, W]` to `[B, K]`, and keeps its state in its neurons.
+        timesteps: T, for still images.
+        reset: brings the state back to rest; it gets the network. `functional.reset_net` of
+            SpikingJelly, `utils.reset` of snnTorch.
+        stepwise: call the network once a step.
+
+    Raises:
+        ValueError: fewer than one timestep, or an input of another number of axes.
+
+    Page "Your own networks".
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        timesteps: int,
+        reset: Callable[[nn.Module], object],
+        stepwise: bool = False,
+    ) -> None:
+        super().__init__()
+        check_timesteps(timesteps)
+        self.network, self.timesteps = network, timesteps
+        self.reset, self.stepwise = reset, stepwise
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "T B K"]:
+        """Reset, then every step; the logits of each."""
+        if x.dim() not in (4, 5):
+            raise ValueError(
+                f"input: got shape {list(x.shape)}, wanted [B, C, H, W] or [T, B, C, H, W]"
+            )
+        self.reset(self.network)
+        steps = repeat(x, self.timesteps) if x.dim() == 4 else x
+        if self.stepwise:
+            return torch.stack([self.network(step) for step in steps])
+        return self.network(steps)
 
 
 def pretrained(name: str) -> ResNet:

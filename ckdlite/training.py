@@ -454,8 +454,13 @@ class Distil(_Learner):
                 if options.pop("fade"):
                     weights[name] *= 1 - self.current_epoch / self.trainer.max_epochs
                 own, their = spike_map(spikes), guide.maps
+                if own.shape != their.shape:
+                    raise self._unlike("maps", own.shape[1:], their.shape[1:])
             elif name in ("feature_mse", "attention_transfer"):
                 own, their = spikes.mean(0), guide.features
+                part = slice(1 if name == "feature_mse" else 2, None)
+                if own.shape[part] != their.shape[part]:
+                    raise self._unlike("features", own.shape[part], their.shape[part])
             with self._finite():
                 losses[name] = getattr(distill, name)(own, their, **options)
         parts = {name: weights[name] * value for name, value in losses.items()}
@@ -499,6 +504,14 @@ class Distil(_Learner):
         target = logits.argmax(1) if target is None else target
         seen = features[self.teacher_layer]
         return _Guide(logits.float(), cam(seen.float(), weight.float(), target), seen)
+
+    def _unlike(self, what: str, own: Sequence[int], their: Sequence[int]) -> RunError:
+        sizes = [" x ".join(map(str, size)) for size in (own, their)]
+        return RunError(
+            f"the {what} cannot be compared: those of student_layer {self.student_layer!r} are "
+            f"{sizes[0]}, those of teacher_layer {self.teacher_layer!r} {sizes[1]}; wanted one "
+            "size: name another layer of one of the two networks. Nothing is resampled"
+        )
 
     def _norm(self, part: Tensor) -> Tensor:
         """The norm of one term's gradient over all that the student learns."""

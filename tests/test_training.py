@@ -36,6 +36,7 @@ from ckdlite.training import (
     NLD,
     SAMD,
     AttentionTransfer,
+    CIFARData,
     Distil,
     FeatureMSE,
     FolderData,
@@ -796,7 +797,6 @@ def test_options_that_the_losses_refuse():
         ({"nld": NLD(weight=1.0, strength=-1.0)}, "strength: got -1.0"),
         ({"nld": NLD(weight=1.0, draws=0)}, "draws: got 0"),
         ({"attention_transfer": AttentionTransfer(weight=1.0, power=0.0)}, "power: got 0.0"),
-        ({"feature_mse": FeatureMSE(weight=1.0)}, r"features: got student \[4, 5, 4, 4\]"),
     ):
         with pytest.raises(ValueError, match=said):
             trainer().fit(distil(**terms), loader())
@@ -806,8 +806,13 @@ def test_options_that_the_losses_refuse():
 def test_maps_of_different_size():
     student = ResNet((1,), (4,), timesteps=1)
     module = distil(student, student_layer="stage1", samd=SAMD(weight=1.0))
-    with pytest.raises(ValueError, match=r"student \[4, 8, 8\], teacher \[4, 4, 4\], wanted one"):
+    with pytest.raises(RunError, match=r"student_layer 'stage1' are 8 x 8, .* 'body' 4 x 4;"):
         trainer().fit(module, loader())
+    for term in ("feature_mse", "attention_transfer"):
+        weight = {"feature_mse": FeatureMSE(1.0), "attention_transfer": AttentionTransfer(1.0)}
+        other = distil(student, student_layer="stage1", **{term: weight[term]})
+        with pytest.raises(RunError, match="the features cannot be compared"):
+            trainer().fit(other, loader())
 
 
 @pytest.mark.bad_input
@@ -1132,8 +1137,9 @@ def test_sizes_that_make_no_batch():
 
 def test_every_setting_of_the_data_is_in_its_recipe():
     """A new setting must be named here: all parts of one run share it, or it changes nothing."""
-    free = {"workers", "root"}  # a run may go on where the images lie elsewhere
-    for module in (scenes(), FolderData("photos")):
+    # A run may go on where the images lie elsewhere, and be loaded another way.
+    free = {"workers", "root", "memory", "download"}
+    for module in (scenes(), FolderData("photos"), CIFARData()):
         settings = set(inspect.signature(type(module)).parameters)
         assert module.recipe().keys() == settings - free
 
