@@ -231,36 +231,25 @@ def record(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, ".
             logits = student(images)
         features["stage3"]          # [T, B, C, H, W]
 
-    Any module and any layer; one forward pass. If the model runs twice, the last run counts. A
-    layer that runs several times in one pass, as in a network that is called step by step
-    (`OverTime`), is kept as a stack of its outputs, the first one first.
+    Any module and any layer; one forward pass. If the model runs twice, the last run counts.
 
     Raises:
-        ValueError: no layer has that name; the message lists names that come near.
+        ValueError: no layer has that name, with the names that come near; or a layer's output is
+            not one tensor.
     """
     kept: dict[str, Tensor] = {}
-    calls: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def begin(_module: nn.Module, _inputs: Any) -> None:
-        for outputs in calls.values():
-            outputs.clear()
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            # Cloned, because the next layer may write over it: ReLU(inplace=True).
-            calls[name].append(output.clone())
+            if not isinstance(output, Tensor):
+                kind = type(output).__name__
+                raise ValueError(f"record: layer {name!r} gave a {kind}, wanted one tensor")
+            kept[name] = output.clone()  # the next layer may write over it: ReLU(inplace=True)
 
         return hook
 
-    def end(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        for name, outputs in calls.items():
-            if outputs:
-                kept[name] = outputs[0] if len(outputs) == 1 else torch.stack(outputs)
-
     layers = {name: layer(model, name) for name in names}  # every name is known before any hook
-    hooks = [model.register_forward_pre_hook(begin)]
-    hooks += [found.register_forward_hook(keep(name)) for name, found in layers.items()]
-    hooks.append(model.register_forward_hook(end))
+    hooks = [found.register_forward_hook(keep(name)) for name, found in layers.items()]
     try:
         yield kept
     finally:
@@ -269,26 +258,29 @@ def record(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, ".
 
 
 class OverTime(nn.Module):
-    """A spiking network of another library as a student: `[B, C, H, W]` to `[T, B, K]`.
+    """A spiking network of another library as a student: images `[B, C, H, W]` to `[T, B, K]`.
 
-    The image is shown at each of T timesteps, and the network forgets the image before: a neuron
-    that keeps its potential from one forward pass to the next would start from it. Events
-    `[T, B, C, H, W]` go through as they are, one step a frame.
+    A still image is shown at each of T timesteps; frames `[T, B, C, H, W]` have their own T. The
+    network starts from rest: its neurons would keep their potentials from one forward pass to the
+    next. They are reset after it as well, so that it can be copied and holds no old graph.
 
-    Its layers have the network's names behind `network.`, as `"network.layer4"`.
+    The student's layers have the network's names behind `network.`, as `"network.layer4"`. A
+    network that is called once a step has no features over time of its own: those of the layer
+    named in `each_step` are stacked to `[T, B, C, H, W]`, as the student's layer `"spikes"`.
 
     Args:
-        network: takes all steps at once, `[T, B, C, H, W]` to `[T, B, K]`; or, `stepwise`, one
-            step, `[B, C, H, W]` to `[B, K]`, and keeps its state in its neurons.
-        timesteps: T, for still images.
-        reset: brings the state back to rest; it gets the network. `functional.reset_net` of
-            SpikingJelly, `utils.reset` of snnTorch.
-        stepwise: call the network once a step.
+        network: all steps at once, `[T, B, C, H, W]` to logits `[T, B, K]`; with `each_step` one
+            step, `[B, C, H, W]` to `[B, K]`.
+        timesteps: T of a still image.
+        reset: is given the network, and brings every neuron in it to rest.
+        each_step: `None`; or, to call the network once a step, the name of its layer whose
+            outputs are kept.
 
     Raises:
-        ValueError: fewer than one timestep, or an input of another number of axes.
+        ValueError: T below 1, no layer of that name, an input or logits of other axes, or a layer
+            that did not run.
 
-    Page "Your own networks".
+    Page "Your own networks" has the lines for SpikingJelly and snnTorch.
     """
 
     def __init__(
@@ -296,24 +288,52 @@ class OverTime(nn.Module):
         network: nn.Module,
         timesteps: int,
         reset: Callable[[nn.Module], object],
-        stepwise: bool = False,
+        each_step: str | None = None,
     ) -> None:
         super().__init__()
         check_timesteps(timesteps)
-        self.network, self.timesteps = network, timesteps
-        self.reset, self.stepwise = reset, stepwise
+        self.network, self.timesteps, self.each_step = network, timesteps, each_step
+        self.to_rest = reset  # not `reset`: SpikingJelly calls what has that name in any module
+        if each_step is not None:
+            layer(network, each_step)
+            self.spikes = nn.Identity()
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "T B K"]:
-        """Reset, then every step; the logits of each."""
+        """Reset, every step, reset; the logits of each step."""
         if x.dim() not in (4, 5):
             raise ValueError(
                 f"input: got shape {list(x.shape)}, wanted [B, C, H, W] or [T, B, C, H, W]"
             )
-        self.reset(self.network)
         steps = repeat(x, self.timesteps) if x.dim() == 4 else x
-        if self.stepwise:
-            return torch.stack([self.network(step) for step in steps])
-        return self.network(steps)
+        self.to_rest(self.network)
+        logits = self.network(steps) if self.each_step is None else self._one_by_one(steps)
+        self.to_rest(self.network)
+        _check_logits("[T, B, K]", logits, *steps.shape[:2])
+        return logits
+
+    def _one_by_one(self, steps: Tensor) -> Tensor:
+        logits, spikes = [], []
+        with record(self.network, self.each_step) as features:
+            for step in steps:
+                logits.append(self.network(step))
+                _check_logits("[B, K] of each step", logits[-1], len(step))
+                if self.each_step not in features:
+                    raise ValueError(f"each_step: layer {self.each_step!r} did not run")
+                spikes.append(features.pop(self.each_step))
+        self.spikes(torch.stack(spikes))
+        return torch.stack(logits)
+
+    def extra_repr(self) -> str:
+        each_step = "" if self.each_step is None else f", each_step={self.each_step!r}"
+        return f"timesteps={self.timesteps}{each_step}"
+
+
+def _check_logits(axes: str, logits: Any, *sizes: int) -> None:
+    is_tensor = isinstance(logits, Tensor)
+    if not is_tensor or logits.dim() != len(sizes) + 1 or logits.shape[:-1] != sizes:
+        got = f"shape {list(logits.shape)}" if is_tensor else f"a {type(logits).__name__}"
+        wanted = ", ".join(map(str, sizes))
+        raise ValueError(f"network: gave {got}, wanted logits {axes}, here [{wanted}, K]")
 
 
 def pretrained(name: str) -> ResNet:

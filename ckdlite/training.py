@@ -482,6 +482,11 @@ class Distil(_Learner):
         logits = (logits.mean(0) if logits.dim() == 3 else logits).float()
         self._check("student's logits", logits)
         spikes = features[self.student_layer]
+        if spikes.dim() not in (4, 5) or spikes.shape[-4] != len(logits):
+            raise RunError(
+                f"student_layer {self.student_layer!r} gave {list(spikes.shape)}, wanted "
+                f"[T, B, C, H, W], or [B, C, H, W], with B = {len(logits)}: name another layer"
+            )
         return logits, spikes if spikes.dim() == 5 else spikes[None]
 
     def _guide(self, images: Tensor, labels: Tensor) -> _Guide:

@@ -1,5 +1,6 @@
 """Networks of other libraries as teacher and student, by the lines of the page that shows them."""
 
+import copy
 import re
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ckdlite import training
@@ -18,18 +20,20 @@ PAGE = Path(__file__).parents[1] / "book" / "your-own.md"
 SECTION = re.compile(r"^## ([^\n]*)\n(?:(?!^## ).)*?```python\n(.*?)```", re.DOTALL | re.MULTILINE)
 BLOCKS = dict(SECTION.findall(PAGE.read_text(encoding="utf-8")))
 STUDENTS = ("SpikingJelly", "snnTorch")
+TEACHERS = ("torchvision", "timm")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def names(library):
-    """What the page's lines define, for one student."""
+def names(library, teacher="torchvision"):
+    """What the page's lines define, for one student and one teacher."""
     torch.manual_seed(0)
     found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those libraries' own, at import
-        exec(BLOCKS["A teacher from torchvision"], found)
+        exec("import torch\n" + BLOCKS[f"A teacher from {teacher}"], found)
         exec(BLOCKS[f"A student from {library}"], found)
+        exec(BLOCKS["Does it forget?"], found)
         exec(BLOCKS["Distil"], found)
     return found
 
@@ -41,17 +45,19 @@ def images(count=8, size=64):
 
 def test_the_page_has_about_ten_lines_for_each():
     assert set(BLOCKS) == {
-        *("A teacher from torchvision", "Distil"),
+        *("Does it forget?", "Distil"),
+        *(f"A teacher from {library}" for library in TEACHERS),
         *(f"A student from {library}" for library in STUDENTS),
     }
-    assert all(len(block.strip().splitlines()) <= 15 for block in BLOCKS.values())
+    assert all(len(block.strip().splitlines()) <= 22 for block in BLOCKS.values())
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("teacher", TEACHERS)
 @pytest.mark.parametrize(("library", "steps"), [("SpikingJelly", 15), ("snnTorch", 40)])
-def test_a_student_learns_and_its_teacher_stays(library, steps):
+def test_a_student_learns_and_its_teacher_stays(library, steps, teacher):
     """The page's lines, some steps on one batch with SAMD and NLD on."""
-    found = names(library)
+    found = names(library, teacher)
     module, x, y = found["distil"], *images()
     module.make_optimizer = lambda parameters: training.sgd(parameters, lr=0.05)
     before = {k: v.clone() for k, v in module.teacher.state_dict().items()}
@@ -101,8 +107,28 @@ def test_a_student_forgets_the_image_before(library):
         assert once.shape == (4, 2, 10) and seen.dim() == 5 and seen.shape[:2] == (4, 2)
         assert not torch.equal(once[0], once[-1])  # time does something
         # And without the reset it would not forget.
-        student.reset = lambda network: None
+        student.to_rest = nothing
+        student(x)
         assert not torch.equal(student(x), once)
+
+
+@pytest.mark.parametrize("library", STUDENTS)
+def test_the_check_of_the_page_finds_a_student_that_remembers(library):
+    found = names(library)
+    found["student"].to_rest = nothing
+    with pytest.raises(AssertionError, match="it remembers the images before"):
+        exec(BLOCKS["Does it forget?"], found)
+
+
+def test_the_reset_that_the_page_warns_of():
+    """If this fails, snnTorch has mended it, and the page can say less."""
+    from snntorch import utils
+
+    found = names("snnTorch")
+    for network in (nn.Sequential(found["network"]), copy.deepcopy(found["network"])):
+        student = OverTime(network, 4, utils.reset, [*dict(network.named_modules())][-5])
+        with pytest.raises(AssertionError, match="it remembers"):
+            exec(BLOCKS["Does it forget?"], found | {"student": student})
 
 
 @pytest.mark.parametrize("library", STUDENTS)
@@ -116,22 +142,141 @@ def test_the_gradient_goes_through_time(library):
     assert frames.grad[0].abs().sum() > 0
 
 
-def test_a_layer_that_runs_several_times_is_stacked():
-    layer = torch.nn.Linear(3, 3)
-    student = OverTime(torch.nn.Sequential(layer), 2, reset=lambda network: None, stepwise=True)
+def nothing(network):
+    pass
+
+
+def test_each_step_has_its_place_in_the_stack():
+    """The layer runs twice a step: as ever, its last output counts."""
+    layer = nn.Linear(3, 3)
+    network = nn.Sequential(layer, layer, nn.Flatten())
+    student = OverTime(network, 2, nothing, each_step="0")
     frames = torch.randn(2, 4, 3, 5, 3)
-    with record(student, "network.0") as features:
-        student(frames)
-    assert torch.equal(features["network.0"], layer(frames))
+    with record(student, "spikes") as features:
+        logits = student(frames)
+    assert torch.equal(features["spikes"], layer(layer(frames)))
+    assert torch.equal(logits, features["spikes"].flatten(2))
+
+
+def test_a_module_used_in_two_places_is_not_taken_for_time():
+    from torchvision.models import resnet18
+
+    network = resnet18(num_classes=10).eval()
+    with torch.no_grad(), record(network, "layer1.0.relu", "layer1.0") as features:
+        network(torch.randn(2, 3, 32, 32))
+        assert torch.equal(features["layer1.0.relu"], features["layer1.0"])
+        network.layer1(torch.ones(2, 64, 8, 8))  # a part that is run by itself
+    assert features["layer1.0"].shape == (2, 64, 8, 8)
+
+
+@pytest.mark.parametrize("library", STUDENTS)
+def test_a_student_can_be_copied_after_a_step(library):
+    student = names(library)["student"]
+    x, _ = images(2)
+    logits = student(x)
+    logits.square().sum().backward()
+    twin = copy.deepcopy(student.eval())
+    with torch.no_grad():
+        assert torch.equal(twin(x), student(x)) and torch.equal(twin(x), student(x))
+        assert twin(x[:1]).shape == (4, 1, 10)  # a last batch that is smaller
+
+
+def test_what_resets_does_not_meet_what_spikingjelly_calls():
+    from spikingjelly.activation_based import functional
+
+    student = names("SpikingJelly")["student"]
+    functional.reset_net(student)  # calls `reset` of every module that has one
+
+
+def test_two_runs_of_other_timesteps_are_not_one_run():
+    found = {training._text(OverTime(nn.Linear(2, 2), steps, nothing)) for steps in (2, 3)}
+    assert len(found) == 2
+
+
+class Two(nn.Module):
+    """Gives its potential too."""
+
+    def forward(self, x):
+        return x, x
+
+
+class Idle(nn.Linear):
+    """Has a layer that it does not use."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.spare = nn.ReLU()
 
 
 @pytest.mark.bad_input
 def test_what_a_student_over_time_refuses():
-    net = torch.nn.Identity()
-    with pytest.raises(ValueError, match="timesteps"):
-        OverTime(net, 0, reset=lambda network: None)
-    with pytest.raises(ValueError, match=r"got shape \[3, 4, 4\], wanted \[B, C, H, W\] or"):
-        OverTime(net, 2, reset=lambda network: None)(torch.zeros(3, 4, 4))
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.zeros(2, 1, 4, 4)
+    for make, said in (
+        (lambda: OverTime(net, 0, nothing), "timesteps: got 0"),
+        (lambda: OverTime(net, 2, nothing, "7"), "got '7', which Sequential has not; it has 0, 1"),
+        (lambda: OverTime(net, 2, nothing)(x[0]), r"got shape \[1, 4, 4\], wanted \[B, C, H, W\] "),
+        (
+            # One step alone would be taken for all of them.
+            lambda: OverTime(nn.Flatten(), 3, nothing)(x),
+            r"network: gave shape \[3, 32\], wanted logits \[T, B, K\], here \[3, 2, K\]",
+        ),
+        (
+            lambda: OverTime(nn.Sequential(net, Two()), 3, nothing, "0")(x),
+            r"network: gave a tuple, wanted logits \[B, K\] of each step, here \[2, K\]",
+        ),
+        (
+            lambda: OverTime(nn.Sequential(Two()), 3, nothing, "0")(x),
+            "record: layer '0' gave a tuple, wanted one tensor",
+        ),
+        (
+            lambda: OverTime(nn.Sequential(Idle(), nn.Flatten()), 3, nothing, "0.spare")(x),
+            "each_step: layer '0.spare' did not run",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make()
+
+
+def step(module):
+    module.log = module.log_dict = lambda *_args, **_options: None
+    return module.training_step(images(2), 0)
+
+
+@pytest.mark.bad_input
+def test_layers_that_have_no_map_are_named():
+    module = names("SpikingJelly")["distil"]
+    module.student_layer = "network.fc"
+    said = r"'network.fc' gave \[4, 2, 10\], wanted \[T, B, C, H, W\], .* with B = 2: name another"
+    with pytest.raises(RunError, match=said):
+        step(module)
+
+    class Folds(nn.Module):
+        """Runs all steps as one batch inside."""
+
+        def __init__(self):
+            super().__init__()
+            self.inside, self.read = nn.Conv2d(3, 5, 3, 32, 1), nn.Linear(5, 10)
+
+        def forward(self, x):
+            return self.read(self.inside(x.flatten(0, 1)).mean((2, 3)).unflatten(0, x.shape[:2]))
+
+    module.student, module.student_layer = OverTime(Folds(), 4, nothing), "network.inside"
+    with pytest.raises(RunError, match=r"'network.inside' gave \[8, 5, 2, 2\], wanted"):
+        step(module)
+
+
+@pytest.mark.bad_input
+def test_a_teacher_without_height_and_width_is_refused():
+    import timm
+
+    module = names("SpikingJelly")["distil"]
+    size = {"img_size": 64, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    module.teacher = timm.models.VisionTransformer(**size, num_classes=10)
+    module.teacher_layer = "blocks.0"
+    with pytest.raises(
+        ValueError, match=r"layer 'blocks.0' gave \[2, 17, 24\] and .* wanted \[B, C"
+    ):
+        step(module)
 
 
 @pytest.mark.bad_input
@@ -139,7 +284,6 @@ def test_layers_of_other_sizes_are_named():
     module = names("snnTorch")["distil"]
     module.teacher_layer = "layer2"
     with pytest.raises(
-        RunError, match=r"'network.5' are 16 x 16, those of teacher_layer 'layer2' 8 x 8; wanted"
+        RunError, match=r"'spikes' are 16 x 16, those of teacher_layer 'layer2' 8 x 8; wanted"
     ):
-        module.log = module.log_dict = lambda *_args, **_options: None
-        module.training_step(images(2), 0)
+        step(module)
