@@ -44,6 +44,9 @@ from .saliency import (
 #: Makes an optimiser from the parameters.
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
+# Of CIFAR-10's training images.
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
 _SCORES = ("accuracy", "divergence", "rank_correlation", "peak_on_object", "mass_on_object")
 
 
@@ -716,7 +719,7 @@ class CIFARData(_ImageData):
         FileNotFoundError: the files are missing or damaged, when the images are first wanted.
         ValueError: an unknown name, or more images wanted than there are.
 
-    Source: see `data.cifar`. Chapter 4.1.
+    Source: see `data.cifar`.
     """
 
     def __init__(
@@ -727,8 +730,8 @@ class CIFARData(_ImageData):
         download: bool = False,
         batch_size: int = 128,
         augment: Sequence[nn.Module] = (),
-        mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
-        std: Sequence[float] = (0.2470, 0.2435, 0.2616),
+        mean: Sequence[float] = _CIFAR_MEAN,
+        std: Sequence[float] = _CIFAR_STD,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -788,8 +791,8 @@ class FolderData(_ImageData):
         batch_size: int = 128,
         augment: Sequence[nn.Module] = (),
         memory: bool = False,
-        mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
-        std: Sequence[float] = (0.2470, 0.2435, 0.2616),
+        mean: Sequence[float] = _CIFAR_MEAN,
+        std: Sequence[float] = _CIFAR_STD,
         workers: int = 0,
         seed: int = 0,
     ) -> None:

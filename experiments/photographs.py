@@ -9,7 +9,7 @@ fewer epochs, and of the augmentations crop and flip alone. Then its last epoch'
 test images, once. Its row goes into `experiments/results/cifar10-jpeg.csv`, its epochs into
 `cifar10-jpeg-epochs.csv`. The same command goes on where it was stopped. Every seed has its own
 teacher, which a student takes at its best epoch on validation, as the recipes have it; students are
-compared at their last epoch.
+compared at their last epoch. ResNet-19 was not run yet.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from ckdlite import data
-from ckdlite.runs import checkpoint, history, read
+from ckdlite.runs import checkpoint, history, read, resume
 
 HERE = Path(__file__).parent
 METHODS = ("teacher", "label-only", "kd", "paper", "released")
@@ -88,7 +88,7 @@ def one(network: str, method: str, seed: int, given: argparse.Namespace) -> dict
     ckdlite(arguments, log)
     seconds = time.monotonic() - start
     if not (path / "test.json").exists():
-        # One device and full precision: the scores are not those of a training step.
+        # Full precision, whatever the run was trained in.
         more = ["--checkpoint", "last", "--trainer.precision", "32-true"]
         ckdlite(["test", "--run", str(path), *more], log)
     scores = json.loads((path / "test.json").read_text())["scores"]
@@ -136,13 +136,18 @@ def epochs(row: dict[str, Any], given: argparse.Namespace) -> list[dict[str, Any
     ]
 
 
+def measured(table: Path, keys: list[str]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The rows that there are."""
+    if not table.exists():
+        return {}
+    with table.open(newline="") as file:
+        return {tuple(row[k] for k in keys): row for row in csv.DictReader(file)}
+
+
 def write(rows: list[dict[str, Any]], table: Path, columns: list[str]) -> None:
     """Put rows in the place of those of the same runs."""
     keys = columns[: 5 if columns is EPOCH_COLUMNS else 4]
-    kept: dict[tuple[str, ...], dict[str, Any]] = {}
-    if table.exists():
-        with table.open(newline="") as file:
-            kept = {tuple(row[k] for k in keys): row for row in csv.DictReader(file)}
+    kept = measured(table, keys)
     kept |= {tuple(str(row[k]) for k in keys): row for row in rows}
     table.parent.mkdir(parents=True, exist_ok=True)
     part = table.with_suffix(".part")
@@ -174,7 +179,16 @@ def main() -> None:
     given.images = len(data.folder(given.folder, "train"))
     # All teachers first: a student waits for nothing but its own.
     jobs = [(method, seed) for method in METHODS for seed in range(given.seeds)]
-    jobs = [(method, seed) for method, seed in jobs if method in given.methods]
+    have = measured(given.results / "cifar10-jpeg.csv", ["network", "method", "seed"])
+    jobs = [
+        (method, seed)
+        for method, seed in jobs
+        if method in given.methods and (given.network, method, str(seed)) not in have
+    ]
+    # The table may come without the folders: a teacher that is wanted is then trained again.
+    folders = {seed: folder(given.network, "teacher", seed, given) for _, seed in jobs}
+    again = [("teacher", seed) for seed, path in folders.items() if not resume(path)]
+    jobs = [job for job in again if job not in jobs and "teacher" in given.methods] + jobs
     done: dict[tuple[str, int], threading.Event] = {job: threading.Event() for job in jobs}
     failed = []
     with ThreadPoolExecutor(given.at_once) as pool:

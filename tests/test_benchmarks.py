@@ -9,6 +9,7 @@ import peers
 import pytest
 import speed
 import torch
+from PIL import Image
 
 from ckdlite.networks import resnet8
 
@@ -157,8 +158,24 @@ def test_an_epoch_is_timed_through_network_and_engine(monkeypatch):
     given = argparse.Namespace(device="cpu", precision="32-true", images=8, folder=None)
     found = epoch.cases(None)
     assert [name for name, _ in found if name in peers.NEURONS] == 2 * list(peers.NEURONS)
-    for case in (("ANN", None), ("ckdlite plain", 2), ("SpikingJelly", 1)):
+    # Without the compiler, which has tests of its own.
+    monkeypatch.setitem(epoch.NEURONS, "ckdlite compiled", epoch.NEURONS["ckdlite plain"])
+    for case in (("ANN", None), ("ckdlite plain", 2), ("SpikingJelly", 1), ("loss paper", 2)):
         assert epoch.epoch(*case, given)["images_per_second"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_the_data_path_is_timed_on_a_folder(tmp_path):
+    for part, count in (("train", 60), ("test", 1)):
+        for label in range(10):
+            (tmp_path / part / str(label)).mkdir(parents=True)
+            for i in range(count):
+                picture = Image.new("RGB", (32, 32), (25 * label, i, 90))
+                picture.save(tmp_path / part / str(label) / f"{i}.jpg")
+    given = argparse.Namespace(folder=tmp_path, loaded=128)
+    assert epoch.epoch("data path, 0 workers", None, given)["images_per_second"] > 0
+    with pytest.raises(ValueError, match="too few images for 2 workers' first batches"):
+        epoch.epoch("data path, 2 workers", None, given)
 
 
 def test_a_case_of_an_epoch_replaces_its_own_row_alone(tmp_path):

@@ -931,3 +931,14 @@ def test_the_surrogate_can_be_changed_later():
 def test_an_infinite_threshold_is_refused():
     with pytest.raises(ValueError, match="threshold: got inf, wanted a finite number above 0"):
         lif(torch.ones(2, 1), threshold=float("inf"))
+
+
+# ---------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("timesteps", [1, 2, 4, 10])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_compiled_equals_plain_on_a_gpu(dtype, timesteps):
+    x, upstream = (t.cuda() for t in current(shape=(timesteps, 64, 33), dtype=dtype))
+    same(run(LIF(), x, upstream), run(LIF(compiled=True), x, upstream))

@@ -1,5 +1,6 @@
 """The recipes for CIFAR: every documented combination trains on generated images of its shape."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,19 @@ def test_every_method_trains_over_every_base(base):
         for term in ("kd", "samd", "nld"):
             assert (f"train/{term}" in names) == (term in wanted.get(method, ()))
         assert main(["test", "--run", f"runs/{method}"]) == 0
+
+
+def test_the_bases_differ_in_data_network_and_timesteps_alone():
+    """They are files that read alone; what they share must not drift apart."""
+    for suffix in ("", "-teacher"):
+        texts = set()
+        for base in BASES:
+            text = (RECIPES / f"{base}{suffix}.yaml").read_text()
+            lines = [line for line in text.splitlines() if not line.startswith("#")]
+            text = "\n".join(lines).replace("cifar100", "cifar10").replace("resnet19", "resnet20")
+            text = re.sub(r" +init_args: \{classes: 100\}\n| +classes: 100\n", "", text)
+            texts.add(re.sub(r"timesteps: \d", "timesteps: T", text))
+        assert len(texts) == 1
 
 
 def test_timesteps_and_a_short_run_are_one_option_each():
