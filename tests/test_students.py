@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ckdlite import training
 from ckdlite.networks import OverTime, record
 from ckdlite.runs import RunError
+from ckdlite.saliency import grad_cam
 
 PAGE = Path(__file__).parents[1] / "book" / "your-own.md"
 SECTION = re.compile(r"^## ([^\n]*)\n(?:(?!^## ).)*?```python\n(.*?)```", re.DOTALL | re.MULTILINE)
@@ -277,6 +278,18 @@ def test_a_teacher_without_height_and_width_is_refused():
         ValueError, match=r"layer 'blocks.0' gave \[2, 17, 24\] and .* wanted \[B, C"
     ):
         step(module)
+
+
+@pytest.mark.bad_input
+def test_the_page_shows_the_messages_of_wrong_layers():
+    found, page = {}, PAGE.read_text(encoding="utf-8")
+    exec(BLOCKS["A teacher from torchvision"], found)
+    x, _ = images(2)
+    for name in ("layer5", "layer1.0.relu"):
+        with pytest.raises(ValueError) as error:
+            grad_cam(found["teacher"], name, x)
+        said = str(error.value).partition(" layer4")[0]  # the names that come near are not shown
+        assert f"| `{said}" in page, said
 
 
 @pytest.mark.bad_input
