@@ -29,8 +29,9 @@ from peers import NEURONS, Neuron
 from torchvision.transforms import v2
 
 from ckdlite._assets import FOLDER
+from ckdlite.datamodules import FolderData
 from ckdlite.networks import resnet19
-from ckdlite.training import KD, NLD, SAMD, Distil, FolderData
+from ckdlite.training import KD, NLD, SAMD, Distil
 
 COLUMNS = [
     *("case", "timesteps", "precision", "batch", "images", "images_per_second", "peak_mb"),

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from . import __version__, memory, training  # noqa: F401 (training makes its classes known by short name)
+from . import __version__, datamodules, memory, training  # noqa: F401 (classes known by short name)
 from .runs import RunError, checkpoint, keep, read, resume
 
 #: The folder of the recipes.

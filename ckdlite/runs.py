@@ -13,10 +13,12 @@ Needs Lightning: `pip install 'ckdlite[train]'`. Chapter 3.4.
 import csv
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -187,3 +189,13 @@ def history(run: str | Path) -> list[dict[str, float]]:
         if new:
             rows = [row for row in rows if row["step"] < new[0]["step"]] + new
     return rows
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def one_line(thing: Any) -> str:
+    """An object as it prints itself, in one line and without its address in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(thing).split()))

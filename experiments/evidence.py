@@ -29,7 +29,7 @@ import yaml
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from ckdlite import cli, data, measure, training
+from ckdlite import cli, data, datamodules, measure, training
 from ckdlite._assets import FOLDER
 from ckdlite.networks import record
 from ckdlite.runs import checkpoint, resume
@@ -208,7 +208,7 @@ def scenes(clutter: int) -> data.Scenes:
 @cache
 def photographs(root: str) -> tuple[Tensor, Tensor]:
     """Images, normalised, and labels of the test part."""
-    source = training.FolderData(root)
+    source = datamodules.FolderData(root)
     images, labels = zip(*source.test_dataloader(), strict=True)
     return data.normalise(torch.cat(images), source.mean, source.std), torch.cat(labels)
 

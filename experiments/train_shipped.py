@@ -29,9 +29,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ckdlite._assets import FOLDER
 from ckdlite.data import Scenes, cluttered
+from ckdlite.datamodules import SceneData
 from ckdlite.networks import resnet8
 from ckdlite.runs import checkpoint, keep, resume
-from ckdlite.training import NLD, SAMD, Distil, SceneData, Teacher, load_weights, sgd
+from ckdlite.training import NLD, SAMD, Distil, Teacher, load_weights, sgd
 
 HERE = Path(__file__).parent
 # The terms of the loss beside the labels.

@@ -17,10 +17,11 @@ from torch import nn
 
 from ckdlite import __version__, data, distill, runs, training
 from ckdlite.cli import RECIPES, main
+from ckdlite.datamodules import SceneData
 from ckdlite.lif import LIF
 from ckdlite.networks import pretrained
 from ckdlite.runs import checkpoint, history, read
-from ckdlite.training import Distil, SceneData, Teacher
+from ckdlite.training import Distil, Teacher
 
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
 # Those over the scenes; `tests/test_recipes.py` has the bases for CIFAR and what goes over them.

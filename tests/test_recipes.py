@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ckdlite import data, runs, training
+from ckdlite import data, datamodules, runs
 from ckdlite.cli import RECIPES, main
 from ckdlite.runs import checkpoint, history, read
 
@@ -146,19 +146,19 @@ def test_images_of_several_sizes_are_not_kept_in_memory(tmp_path):
             folder.mkdir(parents=True)
             for i in range(count):
                 Image.new("RGB", (32, 30 + label)).save(folder / f"{i}.png")
-    module = training.FolderData("mine", size=None, batch_size=2, memory=True)
+    module = datamodules.FolderData("mine", size=None, batch_size=2, memory=True)
     with pytest.raises(ValueError, match=r"mine: images of 2 sizes .* give a size"):
         module.train_dataloader()
 
 
 def test_more_images_than_there_are_are_refused():
     with pytest.raises(ValueError, match=r"images: got 13, wanted at most the 12 training images"):
-        training.CIFARData(images=13, batch_size=4).train_dataloader()
+        datamodules.CIFARData(images=13, batch_size=4).train_dataloader()
     with pytest.raises(ValueError, match=r"at least one image"):
-        training.CIFARData(images=3, batch_size=4)
+        datamodules.CIFARData(images=3, batch_size=4)
 
 
 def test_every_setting_but_where_the_files_lie_belongs_to_the_run():
-    one, other = training.CIFARData(root="here"), training.CIFARData(root="there")
+    one, other = datamodules.CIFARData(root="here"), datamodules.CIFARData(root="there")
     assert one.recipe() == other.recipe()
-    assert training.CIFARData("cifar100").recipe() != one.recipe()
+    assert datamodules.CIFARData("cifar100").recipe() != one.recipe()

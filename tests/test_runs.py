@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from ckdlite import data, runs
+from ckdlite.datamodules import SceneData
 from ckdlite.networks import ResNet, record
 from ckdlite.runs import RunError, checkpoint, history, keep, read, resume
-from ckdlite.training import NLD, SAMD, Distil, SceneData, Teacher
+from ckdlite.training import NLD, SAMD, Distil, Teacher
 
 STEPS, EPOCHS = 3, 3  # an epoch, a run
 whole = data.cluttered

@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
-from ckdlite import data, distill, training
+from ckdlite import data, datamodules, distill, training
+from ckdlite.datamodules import CIFARData, FolderData, SceneData
 from ckdlite.lif import LIF, repeat
 from ckdlite.measure import firing_rates
 from ckdlite.networks import ResNet, pretrained, record
@@ -36,11 +37,8 @@ from ckdlite.training import (
     NLD,
     SAMD,
     AttentionTransfer,
-    CIFARData,
     Distil,
     FeatureMSE,
-    FolderData,
-    SceneData,
     Teacher,
     load_weights,
 )
@@ -1018,12 +1016,12 @@ def test_the_number_of_workers_does_not_matter():
 
 @pytest.mark.parametrize(("count", "ranks"), [(12, 1), (12, 2), (13, 2), (14, 3), (2, 3)])
 def test_ranks_share_the_images_out(count, ranks):
-    alone = list(training._Order(count, 5, 0, 1))
+    alone = list(datamodules._Order(count, 5, 0, 1))
     assert [i for i, _ in alone] != sorted(i for i, _ in alone) or count < 3
     for epoch in (0, 4):
         parts = []
         for rank in range(ranks):
-            order = training._Order(count, 5, rank, ranks)
+            order = datamodules._Order(count, 5, rank, ranks)
             order.set_epoch(epoch)
             parts.append(list(order))
             assert len(parts[-1]) == len(order) == count // ranks
