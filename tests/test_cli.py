@@ -653,7 +653,7 @@ def test_the_recipes_say_what_the_classes_take():
     """All of a recipe's values are checked by the parser; the base names every part."""
     text = (RECIPES / "scenes.yaml").read_text()
     for kind in (Distil, SceneData):
-        assert f"class_path: ckdlite.training.{kind.__name__}" in text
+        assert f"class_path: {kind.__module__}.{kind.__name__}" in text
     assert (
         f"class_path: ckdlite.training.{Teacher.__name__}" in (RECIPES / "teacher.yaml").read_text()
     )

@@ -105,6 +105,7 @@ def test_strip_keeps_text_alone(tmp_path):
         output_type="display_data", data={"text/plain": "Figure: A.", "text/html": "<img>"}
     )
     notebook.cells[1].metadata = {"tags": ["hide-cell"], "execution": {"iopub": "12:00"}}
+    notebook.metadata = {"ckdlite": {"extras": "chapters,train"}, "vscode": 1}
     notebook.cells[1].outputs.append(
         nbformat.v4.new_output("display_data", data={"image/png": "iVBOR"})
     )
@@ -112,6 +113,7 @@ def test_strip_keeps_text_alone(tmp_path):
     (output,) = notebook.cells[1].outputs
     assert output.data == {"text/plain": "Figure: A."}
     assert notebook.cells[1].metadata == {"tags": ["hide-cell"]}
+    assert notebook.metadata == notebooks.METADATA | {"ckdlite": {"extras": "chapters,train"}}
     path = tmp_path / "chapter.ipynb"
     nbformat.write(notebook, path)
     assert notebooks.main(["check", str(path)]) == 0

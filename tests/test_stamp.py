@@ -57,6 +57,21 @@ def test_every_chapter_has_the_setup_cell_of_today(capsys):
         assert setup["metadata"] == {"cellView": "form", "tags": ["remove-cell"]}
 
 
+def test_a_chapter_names_the_extras_that_it_needs(copy):
+    path = copy / "book" / "one-neuron.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["metadata"]["ckdlite"] = {"extras": "chapters,train"}
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    assert stamp.main([], copy) == 0
+    assert '    "chapters,train",\n)' in source(cells(path)[1])
+    assert '    "chapters",\n)' in source(cells(copy / "book" / "start.ipynb")[1])
+    known = stamp.tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for path in CHAPTERS:
+        own = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("ckdlite", {})
+        for extra in own.get("extras", "chapters").split(","):
+            assert extra in known["project"]["optional-dependencies"]
+
+
 def test_library_package_and_chapters_have_one_version():
     project = stamp.tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == ckdlite.__version__

@@ -16,11 +16,14 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+# What a chapter says of itself: extras to install (tools/stamp.py), and a GPU to ask Colab for.
+OWN = ("accelerator", "ckdlite")
 
 
 def strip(notebook) -> None:
     """Reduce outputs to text and metadata to what every machine writes alike."""
-    notebook.metadata = nbformat.from_dict(METADATA)
+    own = {key: notebook.metadata[key] for key in OWN if key in notebook.metadata}
+    notebook.metadata = nbformat.from_dict(METADATA | own)
     for cell in notebook.cells:
         # Tags fold a cell in the book, cellView folds it in Colab.
         kept = {key: cell.metadata[key] for key in ("cellView", "tags") if key in cell.metadata}

@@ -1,5 +1,5 @@
 # @title Setup: run this cell first
-def setup(version, address, branch):
+def setup(version, address, branch, extras):
     """On Colab, install the library; anywhere, check its version."""
     import importlib
     import subprocess
@@ -14,7 +14,7 @@ def setup(version, address, branch):
         except ModuleNotFoundError:
             return None
 
-    wanted = f"ckdlite[chapters] @ git+{address or 'ADDRESS'}@{branch}"
+    wanted = f"ckdlite[{extras}] @ git+{address or 'ADDRESS'}@{branch}"
     if installed() != version and address and "google.colab" in sys.modules:
         print("Installing ckdlite. This takes a minute.")
         # Colab's own PyTorch fits its GPU, and NumPy is loaded already.
@@ -45,4 +45,5 @@ setup(
     "VERSION",
     "ADDRESS",
     "BRANCH",
+    "EXTRAS",
 )

@@ -6,7 +6,8 @@ python tools/stamp.py --check                      say what is not as it should 
 
 The address stands in _config.yml: `repository: url:`, empty until somebody gives one. The buttons
 of the built pages follow from it, and the first cell of every chapter, which installs the library
-on Colab. Needs nothing but Python.
+on Colab; the extras that a chapter needs beyond `chapters` stand in its own metadata, under
+`ckdlite: extras`. Needs nothing but Python.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import json
 import re
 import sys
 import tomllib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +51,7 @@ def setting(root: Path) -> tuple[str, str]:
     return address(found[0][0]), branch(found[0][1])
 
 
-def setup_cell(root: Path, url: str, ref: str) -> dict:
+def setup_cell(root: Path, url: str, ref: str, extras: str = "chapters") -> dict:
     """The cell that every chapter has in second place, after its title."""
     version = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     source = (root / "tools" / "setup_cell.py").read_text(encoding="utf-8").strip()
@@ -56,6 +59,7 @@ def setup_cell(root: Path, url: str, ref: str) -> dict:
         ('"VERSION"', version["project"]["version"]),
         ('"ADDRESS"', url),
         ('"BRANCH"', ref),
+        ('"EXTRAS"', extras),
     ):
         if source.count(blank) != 1:
             raise ValueError(f"tools/setup_cell.py: expected {blank} once")
@@ -71,9 +75,10 @@ def setup_cell(root: Path, url: str, ref: str) -> dict:
     }
 
 
-def stamped(text: str, cell: dict) -> str:
-    """A notebook's text with the setup cell in it."""
+def stamped(text: str, make_cell: Callable[[str], dict]) -> str:
+    """A notebook's text with the setup cell in it, which installs the extras that it names."""
     notebook = json.loads(text)
+    cell = make_cell(notebook["metadata"].get("ckdlite", {}).get("extras", "chapters"))
     cells = [one for one in notebook["cells"] if one.get("id") != ID]
     if not cells or cells[0]["cell_type"] != "markdown":
         raise ValueError("the first cell must be the title, in Markdown")
@@ -101,14 +106,14 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         url, ref = setting(root)
         url = url if given.url is None else address(given.url)
         ref = ref if given.branch is None else branch(given.branch)
-        cell = setup_cell(root, url, ref)
+        make_cell = partial(setup_cell, root, url, ref)
         line = f'repository:\n  url: "{url}"\n  branch: "{ref}"'
         texts = {}
         config = root / "_config.yml"
         texts[config] = SETTING.sub(lambda _: line, config.read_text(encoding="utf-8"))
         for path in sorted((root / "book").glob("*.ipynb")):
             try:
-                texts[path] = stamped(path.read_text(encoding="utf-8"), cell)
+                texts[path] = stamped(path.read_text(encoding="utf-8"), make_cell)
             except (ValueError, KeyError) as error:
                 raise ValueError(f"{path}: {error}") from error
     except (OSError, ValueError) as error:
