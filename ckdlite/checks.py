@@ -1515,6 +1515,132 @@ def calibration_error(answer: Function) -> None:
     )
 
 
+def run_hours(answer: Function) -> None:
+    """Exercise 1 of chapter 4.1: `answer(images, student, teacher)`, pairs of epochs and rate."""
+
+    def right(images: int, student: tuple, teacher: tuple) -> float:
+        return sum(images * epochs / rate for epochs, rate in (student, teacher)) / 3600
+
+    _compare(
+        answer,
+        right,
+        [
+            (45_000, (400, 5_000.0), (300, 12_000.0)),
+            (1_000, (10, 100.0), (20, 50.0)),
+            (7_200, (1, 2.0), (0, 3.0)),
+        ],
+        {
+            "these are seconds; an hour has 3600": lambda n, s, t: 3600 * right(n, s, t),
+            "the teacher is missing: it has its own epochs": (
+                lambda n, s, t: n * s[0] / s[1] / 3600
+            ),
+            "the student is missing; only the teacher is counted": (
+                lambda n, s, t: n * t[0] / t[1] / 3600
+            ),
+            "divide by the images a second, do not multiply": (
+                lambda n, s, t: n * (s[0] * s[1] + t[0] * t[1]) / 3600
+            ),
+            "each network has its own rate: add two times, not epochs over the sum of the rates": (
+                lambda n, s, t: n * (s[0] + t[0]) / (s[1] + t[1]) / 3600
+            ),
+            "the epochs are missing": lambda n, s, t: n * (1 / s[1] + 1 / t[1]) / 3600,
+        },
+        "seconds = images * epochs / rate, for each of the two; then hours",
+    )
+
+
+def overlay_changes(answer: Function) -> None:
+    """Exercise 2 of chapter 4.1: `answer(base, overlay)` lists the keys that change, dotted."""
+
+    def right(base: Mapping, overlay: Mapping, keep_same: bool = False, dots: bool = True) -> list:
+        found = []
+        for key, value in overlay.items():
+            old = base.get(key)
+            if isinstance(value, dict):
+                inner = right(old if isinstance(old, dict) else {}, value, keep_same, dots)
+                found += [f"{key}.{name}" if dots else name for name in inner]
+            elif keep_same or key not in base or old != value:
+                found.append(key)
+        return found
+
+    def top_only(base: Mapping, overlay: Mapping) -> list:
+        return [key for key, value in overlay.items() if base.get(key) != value]
+
+    def known_only(base: Mapping, overlay: Mapping) -> list:
+        found = []
+        for key, value in overlay.items():
+            if key in base and isinstance(value, dict) and isinstance(base[key], dict):
+                found += [f"{key}.{name}" for name in known_only(base[key], value)]
+            elif key in base and not isinstance(value, dict) and base[key] != value:
+                found.append(key)
+        return found
+
+    base = {"trainer": {"max_epochs": 400}, "model": {"T": 1, "samd": {"weight": 0.0}}, "seed": 0}
+    cases = [
+        (base, {"model": {"samd": {"weight": 1.0}}}),
+        (base, {"trainer": {"max_epochs": 400}, "seed": 1}),
+        (base, {"model": {"T": 4, "nld": {"weight": 1.0, "draws": 1}}, "seed": 0}),
+    ]
+
+    def judge(answer: Any) -> str | None:
+        mistakes = {
+            "only the outermost keys came back; go down into mappings and join the names by dots": (
+                top_only
+            ),
+            "a key that is set to the value it has already is no change": (
+                lambda b, o: right(b, o, keep_same=True)
+            ),
+            "the levels are missing: join the names by dots, as model.samd.weight": (
+                lambda b, o: right(b, o, dots=False)
+            ),
+            "a key that the base has not is a change too": known_only,
+        }
+        given = [answer(b, o) for b, o in cases]
+        if all(g is None for g in given):
+            raise _UnsolvedError
+        if any(not isinstance(g, list | tuple | set) for g in given):
+            return f"got {_said(given[0])}; wanted a list of keys"
+        got = [sorted(map(str, g)) for g in given]
+        if got == [sorted(right(b, o)) for b, o in cases]:
+            return None
+        for words, mistake in mistakes.items():
+            if got == [sorted(mistake(b, o)) for b, o in cases]:
+                return words
+        for g, (b, o) in zip(got, cases, strict=True):
+            wanted = sorted(right(b, o))
+            if g != wanted:
+                return f"for the overlay {o} got {g}, wanted {wanted}"
+        return None
+
+    _run(answer, judge, "go through the overlay's keys; for a mapping call yourself again")
+
+
+def accuracy_error(answer: Function) -> None:
+    """Exercise 3 of chapter 4.1: `answer(a, N)` is the standard error of an accuracy."""
+    _compare(
+        answer,
+        lambda a, n: (a * (1 - a) / n) ** 0.5,
+        [(0.77, 10_000), (0.5, 100), (0.9, 400)],
+        {
+            "this is the variance; the standard error is its square root": (
+                lambda a, n: a * (1 - a) / n
+            ),
+            "this is the spread of one answer; the mean of N has it divided by the root of N": (
+                lambda a, n: (a * (1 - a)) ** 0.5
+            ),
+            "the variance of a right-or-wrong answer is a (1 - a), not a": (
+                lambda a, n: (a / n) ** 0.5
+            ),
+            "the root goes over N too": lambda a, n: (a * (1 - a)) ** 0.5 / n,
+            "N is the number of images: divide by it, not by N - 1": (
+                lambda a, n: (a * (1 - a) / (n - 1)) ** 0.5
+            ),
+            "this is in points; wanted a share": lambda a, n: 100 * (a * (1 - a) / n) ** 0.5,
+        },
+        "each answer is right with probability a: variance a (1 - a); N of them are averaged",
+    )
+
+
 class _UnsolvedError(Exception):
     """The reader has not written an answer yet."""
 

@@ -17,8 +17,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from . import data
 from .runs import mix, one_line
 
-# Of CIFAR-10's training images.
-_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+#: Mean of each channel over CIFAR-10's training images, in units of the [0, 1] range.
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+#: Standard deviation of each channel over the same images, in the same units.
+CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 
 class _ImageData(L.LightningDataModule, ABC):
@@ -175,8 +177,8 @@ class CIFARData(_ImageData):
         download: bool = False,
         batch_size: int = 128,
         augment: Sequence[nn.Module] = (),
-        mean: Sequence[float] = _CIFAR_MEAN,
-        std: Sequence[float] = _CIFAR_STD,
+        mean: Sequence[float] = CIFAR_MEAN,
+        std: Sequence[float] = CIFAR_STD,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -236,8 +238,8 @@ class FolderData(_ImageData):
         batch_size: int = 128,
         augment: Sequence[nn.Module] = (),
         memory: bool = False,
-        mean: Sequence[float] = _CIFAR_MEAN,
-        std: Sequence[float] = _CIFAR_STD,
+        mean: Sequence[float] = CIFAR_MEAN,
+        std: Sequence[float] = CIFAR_STD,
         workers: int = 0,
         seed: int = 0,
     ) -> None:

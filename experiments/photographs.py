@@ -150,6 +150,7 @@ def write(rows: list[dict[str, Any]], table: Path, columns: list[str]) -> None:
     kept = measured(table, keys)
     kept |= {tuple(str(row[k]) for k in keys): row for row in rows}
     table.parent.mkdir(parents=True, exist_ok=True)
+    table = table.resolve()  # results/ holds links into the library, where the book reads them
     part = table.with_suffix(".part")
     with part.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")

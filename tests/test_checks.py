@@ -1023,3 +1023,74 @@ def test_calibration_error(capsys):
     assert "not of each answer" in verdict(lambda c, r, n: (c - r.double()).abs().mean())
     assert "got" in verdict(lambda c, r, n: 0.5)
     assert "Not solved yet" in verdict(lambda c, r, n: None)
+
+
+def test_run_hours(capsys):
+    def verdict(answer):
+        return said(capsys, checks.run_hours, answer)
+
+    def each(n, network):
+        return n * network[0] / network[1] / 60**2
+
+    assert verdict(lambda n, s, t: each(n, s) + each(n, t)) == "Right."
+    assert "an hour has 3600" in verdict(lambda n, s, t: (each(n, s) + each(n, t)) * 3600)
+    assert "the teacher is missing" in verdict(lambda n, s, t: each(n, s))
+    assert "the student is missing" in verdict(lambda n, s, t: each(n, t))
+    assert "do not multiply" in verdict(
+        lambda n, s, t: sum(n * epochs * rate for epochs, rate in (s, t)) / 3600
+    )
+    assert "each network has its own rate" in verdict(
+        lambda n, s, t: n * (s[0] + t[0]) / (s[1] + t[1]) / 3600
+    )
+    assert "epochs are missing" in verdict(lambda n, s, t: sum(n / x[1] for x in (s, t)) / 3600)
+    assert "got" in verdict(lambda n, s, t: 1.0)
+    assert "Not solved yet" in verdict(lambda n, s, t: None)
+
+
+def test_overlay_changes(capsys):
+    def verdict(answer):
+        return said(capsys, checks.overlay_changes, answer)
+
+    def flat(settings, before=""):
+        found = {}
+        for key, value in settings.items():
+            inner = isinstance(value, dict)
+            found |= flat(value, f"{before}{key}.") if inner else {before + key: value}
+        return found
+
+    def changed(base, overlay):
+        old = flat(base)
+        return {k for k, v in flat(overlay).items() if k not in old or old[k] != v}
+
+    assert verdict(changed) == "Right."
+    assert "only the outermost keys" in verdict(
+        lambda base, over: [k for k in over if base.get(k) != over[k]]
+    )
+    assert "is no change" in verdict(lambda base, over: list(flat(over)))
+    assert "the levels are missing" in verdict(
+        lambda base, over: [k.rpartition(".")[2] for k in changed(base, over)]
+    )
+    assert "the base has not is a change too" in verdict(
+        lambda base, over: [k for k in changed(base, over) if k in flat(base)]
+    )
+    assert "wanted a list" in verdict(lambda base, over: 3)
+    assert "for the overlay" in verdict(lambda base, over: [])
+    assert "Not solved yet" in verdict(lambda base, over: None)
+
+
+def test_accuracy_error(capsys):
+    def verdict(answer):
+        return said(capsys, checks.accuracy_error, answer)
+
+    def spread(a):
+        return math.sqrt(a - a**2)
+
+    assert verdict(lambda a, n: spread(a) / math.sqrt(n)) == "Right."
+    assert "square root" in verdict(lambda a, n: spread(a) ** 2 / n)
+    assert "of one answer" in verdict(lambda a, n: spread(a))
+    assert "not a" in verdict(lambda a, n: math.sqrt(a / n))
+    assert "over N too" in verdict(lambda a, n: spread(a) / n)
+    assert "not by N - 1" in verdict(lambda a, n: spread(a) / math.sqrt(n - 1))
+    assert "wanted a share" in verdict(lambda a, n: 100 * spread(a) / math.sqrt(n))
+    assert "got" in verdict(lambda a, n: 0.5)
+    assert "Not solved yet" in verdict(lambda a, n: None)
