@@ -1641,6 +1641,85 @@ def accuracy_error(answer: Function) -> None:
     )
 
 
+def energy_estimate(answer: Function) -> None:
+    """Exercise 1 of chapter 4.4: `answer(macs, acs, mac, ac, reads)` in microjoules."""
+
+    def right(macs: float, acs: float, mac: float, ac: float, reads: float) -> float:
+        return (macs * (mac + reads) + acs * (ac + reads)) * 1e-6
+
+    _compare(
+        answer,
+        right,
+        [(2e6, 8e6, 4.6, 0.9, 0.0), (3e6, 1e6, 0.3, 0.1, 5.0), (0.0, 5e6, 4.6, 0.9, 2.0)],
+        {
+            "these are picojoules; a microjoule is a million of them": (lambda *a: 1e6 * right(*a)),
+            "the reads are missing: each operation pays for its own": lambda m, a, pm, pa, r: right(
+                m, a, pm, pa, 0.0
+            ),
+            "every accumulate reads a weight too": (
+                lambda m, a, pm, pa, r: (m * (pm + r) + a * pa) * 1e-6
+            ),
+            "every multiply-accumulate reads a weight too": (
+                lambda m, a, pm, pa, r: (m * pm + a * (pa + r)) * 1e-6
+            ),
+            "the prices are swapped": lambda m, a, pm, pa, r: right(m, a, pa, pm, r),
+        },
+        "each operation costs its price and its read; a picojoule is 1e-6 microjoules",
+    )
+
+
+def break_even_rate(answer: Function) -> None:
+    """Exercise 2 of chapter 4.4: `answer(T, mac, ac, reads)` is the rate of equal energy."""
+
+    def right(steps: int, mac: float, ac: float, reads: float) -> float:
+        return (mac + reads) / ((ac + reads) * steps)
+
+    _compare(
+        answer,
+        right,
+        [(4, 4.6, 0.9, 0.0), (2, 4.6, 0.9, 5.0), (8, 0.3, 0.1, 1.0)],
+        {
+            "this is the rate for a single step; with T of them each spike is paid T times": (
+                lambda t, m, a, r: t * right(t, m, a, r)
+            ),
+            "the reads are missing": lambda t, m, a, r: right(t, m, a, 0.0),
+            "the reads are paid on both sides: by each accumulate too": (
+                lambda t, m, a, r: (m + r) / (a * t)
+            ),
+            "the reads are paid on both sides: by the multiply-accumulate too": (
+                lambda t, m, a, r: m / ((a + r) * t)
+            ),
+            "upside down: the dearer the multiply-accumulate, the more spikes one may afford": (
+                lambda t, m, a, r: (a + r) / ((m + r) * t)
+            ),
+            "this counts operations alone; their prices differ": lambda t, m, a, r: 1 / t,
+        },
+        "set rate * T * (ac + reads) equal to mac + reads",
+    )
+
+
+def one_column(answer: Any) -> None:
+    """Exercise 3 of chapter 4.4: `{pair: "yes" or "no"}`, whether two results may be compared."""
+    _quiz(
+        answer,
+        {
+            "loss": ("yes", "all conditions but the loss are the same there"),
+            "network": ("no", "their networks differ too, so the loss may not be the reason"),
+            "reported": (
+                "yes",
+                "one source, one network and T; as long as the column says that it is reported",
+            ),
+            "timesteps": ("no", "the T of training differs as well as the loss"),
+            "machine": (
+                "no",
+                "the machine alone moved scores by as much; score both on one machine",
+            ),
+        },
+        ("yes", "no"),
+        "list the conditions of both; all but the one that you compare must be the same",
+    )
+
+
 class _UnsolvedError(Exception):
     """The reader has not written an answer yet."""
 

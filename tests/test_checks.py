@@ -897,6 +897,22 @@ QUIZZES = {
             "8 drifting teacher": ("weight", "statistics"),
         },
     ),
+    checks.one_column: (
+        {
+            "loss": "yes",
+            "network": "no",
+            "reported": "yes",
+            "timesteps": "no",
+            "machine": "no",
+        },
+        {
+            "loss": ("no", "all conditions but the loss"),
+            "network": ("yes", "networks differ too"),
+            "reported": ("no", "says that it is reported"),
+            "timesteps": ("yes", "T of training"),
+            "machine": ("yes", "on one machine"),
+        },
+    ),
 }
 
 
@@ -1094,3 +1110,40 @@ def test_accuracy_error(capsys):
     assert "wanted a share" in verdict(lambda a, n: 100 * spread(a) / math.sqrt(n))
     assert "got" in verdict(lambda a, n: 0.5)
     assert "Not solved yet" in verdict(lambda a, n: None)
+
+
+def test_energy_estimate(capsys):
+    def verdict(answer):
+        return said(capsys, checks.energy_estimate, answer)
+
+    def total(m, a, pm, pa, r):
+        return (m * pm + a * pa + (m + a) * r) / 1e6
+
+    assert verdict(total) == "Right."
+    assert "these are picojoules" in verdict(lambda *a: total(*a) * 1e6)
+    assert "the reads are missing" in verdict(lambda m, a, pm, pa, r: total(m, a, pm, pa, 0))
+    assert "every accumulate reads" in verdict(
+        lambda m, a, pm, pa, r: (m * pm + a * pa + m * r) / 1e6
+    )
+    assert "every multiply-accumulate reads" in verdict(
+        lambda m, a, pm, pa, r: (m * pm + a * pa + a * r) / 1e6
+    )
+    assert "swapped" in verdict(lambda m, a, pm, pa, r: total(m, a, pa, pm, r))
+    assert "pays for its own" in verdict(lambda m, a, pm, pa, r: (m * pm + a * pa + r) / 1e6)
+    assert "got" in verdict(lambda *a: 1.0)
+    assert "Not solved yet" in verdict(lambda *a: None)
+
+
+def test_break_even_rate(capsys):
+    def verdict(answer):
+        return said(capsys, checks.break_even_rate, answer)
+
+    assert verdict(lambda t, m, a, r: (m + r) / (a + r) / t) == "Right."
+    assert "for a single step" in verdict(lambda t, m, a, r: (m + r) / (a + r))
+    assert "the reads are missing" in verdict(lambda t, m, a, r: m / a / t)
+    assert "by each accumulate too" in verdict(lambda t, m, a, r: (m + r) / a / t)
+    assert "by the multiply-accumulate too" in verdict(lambda t, m, a, r: m / (a + r) / t)
+    assert "upside down" in verdict(lambda t, m, a, r: (a + r) / (m + r) / t)
+    assert "operations alone" in verdict(lambda t, m, a, r: 1 / t)
+    assert "got" in verdict(lambda *a: 2.0)
+    assert "Not solved yet" in verdict(lambda *a: None)
