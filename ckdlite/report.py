@@ -230,31 +230,36 @@ def _look(settings: dict[str, Any], saved: Mapping[str, Any]) -> _Collect | str:
     if not settings:
         return "there is no config.yaml to build the networks and the data from"
     try:
-        wanted = {part: settings[part] for part in ("model", "data")}
-        if "teacher_weights" in wanted["model"].get("init_args", {}):
-            wanted["model"]["init_args"]["teacher_weights"] = None  # the checkpoint holds them
-        parser = LightningArgumentParser(exit_on_error=False)
-        parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
-        parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
-        build = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        with torch.random.fork_rng(devices=[]):
-            made = build(parser.parse_object(wanted))
-        found = _Collect()
-        trainer = L.Trainer(
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            inference_mode=False,
-            limit_val_batches=(settings.get("trainer") or {}).get("limit_val_batches"),
-            callbacks=[found],
-        )
-        made.model.load_state_dict(saved["state_dict"])
-        trainer.validate(made.model, datamodule=made.data, verbose=False)
+        with torch.random.fork_rng(devices=[]):  # networks and loaders draw from it
+            _validate(settings, saved, found := _Collect())
     except Exception as error:  # a network or data of anyone's, which may not be here
         return " ".join(f"{type(error).__name__}: {error}".split())[:500]
     return found if found.matrix is not None else "the validation split gave no batch"
+
+
+def _validate(settings: dict[str, Any], saved: Mapping[str, Any], found: _Collect) -> None:
+    wanted = {part: settings[part] for part in ("model", "data")}
+    if "teacher_weights" in wanted["model"].get("init_args", {}):
+        # The checkpoint holds the teacher too; the settings stay as they are for the page.
+        args = wanted["model"]["init_args"] | {"teacher_weights": None}
+        wanted["model"] = wanted["model"] | {"init_args": args}
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
+    build = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    made = build(parser.parse_object(wanted))
+    made.model.load_state_dict(saved["state_dict"])
+    trainer = L.Trainer(
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        inference_mode=False,
+        limit_val_batches=(settings.get("trainer") or {}).get("limit_val_batches"),
+        callbacks=[found],
+    )
+    trainer.validate(made.model, datamodule=made.data, verbose=False)
 
 
 # ---------------------------------------------------------------- what the page shows
@@ -284,7 +289,7 @@ def _head(run: Path, settings: Any, saved: Mapping[str, Any], tested: Mapping[st
         or "labels alone",
         "data": (settings.get("data") or {}).get("class_path"),
         "seed": recipe.get("seed", settings.get("seed_everything")),
-        "epochs": f"{done} of {wanted}"
+        "epochs": (f"{done} of {wanted}" if wanted else str(done))
         + ("" if ended else "; not ended: the command that began the run goes on with it"),
         "steps": saved.get("global_step"),
         "written by": f"ckdlite {tested['ckdlite']}, torch {tested['torch']} (as of the test)"
