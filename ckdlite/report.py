@@ -83,7 +83,8 @@ def report(run: str | Path, out: str | Path | None = None) -> Path:
 
     The matrix and the energy need the networks and the data: they are built from the run's
     config.yaml, as `ckdlite validate` does, get the weights of last.ckpt and see the validation
-    split once. Where that cannot be done, the page says why. The test set is not opened.
+    split once, in 32-bit floating point. Where that cannot be done, the page says why. The test set
+    is not opened.
 
     The page is made from the run alone, so one that is there already is written anew; nothing else
     in the folder changes. A run that is still going on can be drawn too.
@@ -104,6 +105,8 @@ def report(run: str | Path, out: str | Path | None = None) -> Path:
     text, settings = _settings(run / "config.yaml")
     tested = _tested(run / "test.json")
     saved = read(checkpoint(run, "last")) if resume(run) else {}
+    if saved and not {"epoch", "global_step", "recipe"} <= saved.keys():
+        raise RunError(f"{resume(run)} is no checkpoint of ckdlite; take it out of the folder")
     epochs = _by_epoch(rows, saved)
     figures = _figures()
     seen = _look(settings, saved) if saved else "no epoch has ended, so there are no weights"
@@ -160,6 +163,9 @@ def _settings(path: Path) -> tuple[str, dict[str, Any]]:
         found = yaml.safe_load(text)
         if not isinstance(found, dict):
             raise ValueError("it holds no settings")
+        for part in ("model", "data", "trainer"):
+            if not isinstance(found.get(part, {}), dict):
+                raise ValueError(f"{part} holds no settings")
     except (yaml.YAMLError, ValueError) as error:
         said = " ".join(str(error).split())
         raise RunError(

@@ -19,6 +19,7 @@ pytest.importorskip("lightning")
 from PIL import Image  # noqa: E402
 from test_cli import complaint, contents, fit, last, shown, small  # noqa: E402, F401 (a fixture)
 from test_runs import Stop, StopAt, build, start, trainer, weights  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from ckdlite import __version__, runs, training  # noqa: E402
 from ckdlite.cli import main  # noqa: E402
@@ -234,6 +235,17 @@ def test_what_comes_from_files_is_text(tmp_path):
         assert text in found.text
 
 
+@pytest.mark.parametrize("kind", [training.Distil, training.Teacher])
+def test_data_of_my_own(tmp_path, kind):
+    """Images and labels, fewer than the pictures wanted, from a plain loader."""
+    module, _ = build(kind=kind)
+    loader = DataLoader(TensorDataset(torch.rand(4, 3, 32, 32), torch.arange(4)), batch_size=4)
+    trainer(tmp_path, 1).fit(module, loader, loader)
+    found = page(tmp_path)
+    assert_alone(found)
+    assert "The first 4 images of the validation split" in found.text
+
+
 def test_many_validations_are_a_few_rows():
     assert fit("kd") == 0
     maps = runs.Path("run/maps")
@@ -350,12 +362,17 @@ def test_damaged_files(tmp_path, capsys):
         assert f"run/{name} is damaged" in text
         return text
 
-    for content in ("seed_every", "a: [1, {", "", "- 1"):
+    for content in ("seed_every", "a: [1, {", "", "- 1", "model: 3"):
         assert "Remove it: the report then does without" in said("config.yaml", content)
     for content in ("", "{", "[]", "{}", '{"scores": 3}', '{"scores": {"ce": "low"}}'):
         assert "`ckdlite test --run run` writes it again" in said("test.json", content)
     assert "the report does without" in said("maps/epoch-0000.npz", "PK")
     assert "take the other one" in said("checkpoints/last.ckpt", "half")
+    path = checkpoint("run", "last")
+    before = path.read_bytes()
+    torch.save({"state_dict": {}}, path)
+    assert "is no checkpoint of ckdlite" in complaint(capsys, main(["report", "--run", "run"]))
+    path.write_bytes(before)
     assert main(["report", "--run", "run"]) == 0
 
 
