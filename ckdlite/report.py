@@ -20,7 +20,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from . import __version__, training  # noqa: F401 (training makes its classes known by short name)
+from . import __version__, datamodules, training  # noqa: F401 (classes known by short name)
 from .measure import Cost, operations
 from .runs import (
     PICTURES,
@@ -113,7 +113,7 @@ def report(run: str | Path, out: str | Path | None = None) -> Path:
     with figures.mpl.rc_context():
         figures.style()
         parts = {
-            "": _head(run, settings, saved, tested),
+            "": _head(run, settings, saved, _starts(run / "starts.jsonl")),
             "Curves": _curves(figures, epochs),
             "Firing rates": _rates(figures, epochs),
             "Where the networks look": _maps(figures, run, seen),
@@ -186,6 +186,18 @@ def _tested(path: Path) -> dict[str, Any]:
             f"{path} is damaged: {error}. Remove it, and `ckdlite test --run {path.parent}` writes "
             "it again"
         ) from error
+    return found
+
+
+def _starts(path: Path) -> list[dict[str, Any]]:
+    """Each start of the run; a kill may have left half a line."""
+    lines = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""
+    try:
+        found = [json.loads(line) for line in lines.splitlines()]
+        for start in found:
+            _start(start)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged: {error}. Remove it; the report does without") from error
     return found
 
 
@@ -271,7 +283,16 @@ def _validate(settings: dict[str, Any], saved: Mapping[str, Any], found: _Collec
 # ---------------------------------------------------------------- what the page shows
 
 
-def _head(run: Path, settings: Any, saved: Mapping[str, Any], tested: Mapping[str, Any]) -> str:
+def _start(start: Mapping[str, Any]) -> str:
+    said = f"{start['date']} by ckdlite {start['ckdlite']}"
+    said += f" (commit {start['commit']})" if start["commit"] else ""
+    said += f", torch {start['torch']}, on {start['processes']} x {start['device']}"
+    return f"{said}, {start['precision']}"
+
+
+def _head(
+    run: Path, settings: Any, saved: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]
+) -> str:
     recipe, model = saved.get("recipe", {}), settings.get("model") or {}
     given = model.get("init_args") or {}
 
@@ -298,9 +319,7 @@ def _head(run: Path, settings: Any, saved: Mapping[str, Any], tested: Mapping[st
         "epochs": (f"{done} of {wanted}" if wanted else str(done))
         + ("" if ended else "; not ended: the command that began the run goes on with it"),
         "steps": saved.get("global_step"),
-        "written by": f"ckdlite {tested['ckdlite']}, torch {tested['torch']} (as of the test)"
-        if {"ckdlite", "torch"} <= tested.keys()
-        else "the run does not say by which version of ckdlite",
+        "started": "; ".join(_start(start) for start in starts) or None,
         "page drawn by": f"ckdlite {__version__}, from the files in {run}",
     }
     known = [(name, value) for name, value in facts.items() if value is not None]

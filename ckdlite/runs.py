@@ -2,6 +2,7 @@
 
     runs/paper/
       config.yaml               every setting (written by the command line)
+      starts.jsonl              a line a start: versions, commit, device, precision, date
       checkpoints/last.ckpt     the end of the last whole epoch, from which the run goes on
       checkpoints/best.ckpt     the epoch with the highest validation accuracy
       csv/version_0/metrics.csv, tensorboard/    what was logged; one version a start
@@ -14,8 +15,11 @@ Needs Lightning: `pip install 'ckdlite[train]'`. Chapter 3.4.
 
 import csv
 import io
+import json
 import os
 import re
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +30,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
+
+from . import __version__
 
 #: What decides which checkpoint is the best.
 MONITOR = "val/accuracy"
@@ -115,7 +121,7 @@ def _saver(run: Path, name: str, **options: Any) -> ModelCheckpoint:
 
 
 class _Guard(L.Callback):
-    """Refuses to train anew in a folder that holds a run."""
+    """Refuses to train anew in a folder that holds a run; notes what trains in it."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -126,6 +132,34 @@ class _Guard(L.Callback):
                 f"{self.run} holds a run, which would be written over; go on with it by "
                 "ckpt_path=runs.resume(folder), or choose another folder"
             )
+
+    def on_train_start(self, trainer: L.Trainer, _module: L.LightningModule) -> None:
+        # Not where all epochs are done: that folder is left alone.
+        if trainer.is_global_zero:
+            self.run.mkdir(parents=True, exist_ok=True)
+            with (self.run / "starts.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_start(trainer)) + "\n")
+
+
+def _start(trainer: L.Trainer) -> dict[str, Any]:
+    """What trains: versions, the library's commit where it is a checkout, device, precision."""
+    root, device = Path(__file__).parents[1], trainer.strategy.root_device
+    commit = None
+    if (root / ".git").exists():
+        try:
+            words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+            commit = subprocess.run(words, capture_output=True, text=True).stdout.strip() or None
+        except OSError:
+            pass  # no git here
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ckdlite": __version__,
+        "commit": commit,
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": trainer.world_size,
+        "precision": str(trainer.precision),
+    }
 
 
 class _Maps(L.Callback):

@@ -152,7 +152,7 @@ def test_the_page_of_a_student(capsys):
     tested = json.loads(runs.Path("run/test.json").read_text())
     for name, value in tested["scores"].items():
         assert float(found.fact(name)) == pytest.approx(value, rel=1e-3, nan_ok=True)
-    assert f"ckdlite {__version__}" in found.fact("written by")
+    assert f"by ckdlite {__version__}" in found.fact("started")
 
 
 def test_the_page_of_a_teacher():
@@ -223,9 +223,9 @@ def test_what_comes_from_files_is_text(tmp_path):
     settings = run / "config.yaml"
     hostile = '"><script>alert(1)</script>'
     settings.write_text(f"# {hostile}\n{settings.read_text()}")
-    (run / "test.json").write_text(
-        json.dumps({"checkpoint": hostile, "scores": {hostile: 0.5}, "ckdlite": "<i>", "torch": 2})
-    )
+    (run / "test.json").write_text(json.dumps({"checkpoint": hostile, "scores": {hostile: 0.5}}))
+    starts = run / "starts.jsonl"
+    starts.write_text(json.dumps(json.loads(starts.read_text()) | {"ckdlite": "<i>"}) + "\n")
     log = run / "csv" / "version_0" / "metrics.csv"
     log.write_text(log.read_text().replace("train/kd", "train/<b>kd"))
     found = page(run)
@@ -367,6 +367,8 @@ def test_damaged_files(tmp_path, capsys):
     for content in ("", "{", "[]", "{}", '{"scores": 3}', '{"scores": {"ce": "low"}}'):
         assert "`ckdlite test --run run` writes it again" in said("test.json", content)
     assert "the report does without" in said("maps/epoch-0000.npz", "PK")
+    for content in ("{\n", "[]\n", '{"date": 1}\n'):
+        assert "the report does without" in said("starts.jsonl", content)
     assert "take the other one" in said("checkpoints/last.ckpt", "half")
     path = checkpoint("run", "last")
     before = path.read_bytes()
