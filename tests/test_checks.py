@@ -1112,6 +1112,57 @@ def test_accuracy_error(capsys):
     assert "Not solved yet" in verdict(lambda a, n: None)
 
 
+def test_effective_batch(capsys):
+    def verdict(answer):
+        return said(capsys, checks.effective_batch, answer)
+
+    def by(scale):
+        return lambda n, d, m, a, rate, base: (n * d * m * a, rate * scale(n * d * m * a / base))
+
+    assert verdict(by(lambda r: r)) == "Right."
+    assert "accumulated" in verdict(lambda n, d, m, a, r, b: (n * d * m, r * n * d * m / b))
+    assert "machines" in verdict(lambda n, d, m, a, r, b: (n * d * a, r * n * d * a / b))
+    assert "devices" in verdict(lambda n, d, m, a, r, b: (n * m * a, r * n * m * a / b))
+    assert "not base over effective" in verdict(by(lambda r: 1 / r))
+    assert "still the given one" in verdict(by(lambda r: 1))
+    assert "not as its root" in verdict(by(math.sqrt))
+    assert "got" in verdict(lambda *a: (1, 2))
+    assert "Not solved yet" in verdict(lambda *a: None)
+
+
+def test_share_of_images(capsys):
+    def verdict(answer):
+        return said(capsys, checks.share_of_images, answer)
+
+    def equal(order, rank, ranks):
+        return [x for i, x in enumerate(order) if i % ranks == rank][: len(order) // ranks]
+
+    assert verdict(equal) == "Right."
+    assert verdict(lambda *a: tuple(equal(*a))) == "Right."
+    assert "one more than others" in verdict(lambda o, r, n: o[r::n])
+    assert "blocks" in verdict(
+        lambda o, r, n: [o[r * (len(o) // n) + i] for i in range(len(o) // n)]
+    )
+    assert "the same part" in verdict(lambda o, r, n: equal(o, 0, n))
+    assert "what stands there" in verdict(lambda o, r, n: equal(range(len(o)), r, n))
+    assert "wanted a list" in verdict(lambda *a: 3)
+    assert "for [10," in verdict(lambda *a: [])
+    assert "Not solved yet" in verdict(lambda *a: ...)
+
+
+def test_mean_over_devices(capsys):
+    def verdict(answer):
+        return said(capsys, checks.mean_over_devices, answer)
+
+    assert verdict(lambda v, n: torch.dot(v, n / n.sum())) == "Right."
+    assert "weigh by the counts" in verdict(lambda v, n: v.mean())
+    assert "not of devices" in verdict(lambda v, n: (v * n).mean())
+    assert "a sum over images" in verdict(lambda v, n: (v * n).sum())
+    assert "not divided" in verdict(lambda v, n: (v / n).sum() / (1 / n).sum())
+    assert "got" in verdict(lambda v, n: v[0])
+    assert "Not solved yet" in verdict(lambda v, n: None)
+
+
 def test_energy_estimate(capsys):
     def verdict(answer):
         return said(capsys, checks.energy_estimate, answer)
