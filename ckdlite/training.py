@@ -322,7 +322,7 @@ class _Learner(L.LightningModule):
         labels, masks = batch[1], batch[2] if len(batch) > 2 else None
         ce = F.cross_entropy(_wide(logits), labels)
         self._check(f"{stage} loss", ce)
-        self.log(f"{stage}/ce", ce, on_epoch=True, sync_dist=True, batch_size=len(labels))
+        self.log(f"{stage}/ce", ce, **_over_all(labels))
         found = {"accuracy": (logits.argmax(1) == labels).float()}
         if guide is not None:
             found["divergence"] = map_divergence(maps, guide)
@@ -609,7 +609,7 @@ class Distil(_Learner):
         self._score(stage, batch, logits, maps, guide if guide.shape == maps.shape else None)
         if rates:
             each = {name: sum(found) / len(found) for name, found in rates.items()}
-            size = {"on_epoch": True, "sync_dist": True, "batch_size": len(batch[0])}
+            size = _over_all(batch[0])
             self.log(f"{stage}/firing_rate", sum(each.values()) / len(each), **size)
             if stage == "val":
                 self.log_dict({f"rate/{name}": rate for name, rate in each.items()}, **size)
@@ -647,6 +647,12 @@ def load_weights(network: nn.Module, source: str | Path) -> None:
         weights = {k.removeprefix(role): v for k, v in state.items() if k.startswith(role)}
     _same(f"network ({path})", _shapes(weights), _shapes(network.state_dict()))
     network.load_state_dict(weights)
+
+
+def _over_all(batch: Tensor) -> dict[str, Any]:
+    """How to log a mean over all images of all processes."""
+    # A float, because Lightning (2.6) rounds the mean of whole numbers over the processes down.
+    return {"on_epoch": True, "sync_dist": True, "batch_size": float(len(batch))}
 
 
 def _text(network: nn.Module) -> str:
