@@ -7,20 +7,25 @@ A run is a file: a base (data, network, trainer) and overlays (method), given by
 import difflib
 import json
 import logging
+import os
+import signal
 import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import __version__, datamodules, memory, training  # noqa: F401 (classes known by short name)
-from .runs import RunError, checkpoint, keep, read, resume
+from .runs import RunError, checkpoint, keep, precision, read, resume
 
 #: The folder of the recipes.
 #:
@@ -144,6 +149,13 @@ class _CLI(LightningCLI):
             default="best",
             help="what to validate or test: best (on validation; default), last, or a file",
         )
+        parser.add_argument(
+            "--select_on_test",
+            type=bool,
+            default=False,
+            help="choose the best epoch on the test images, as the released code does: its score "
+            "on them is then too good",
+        )
 
     def before_instantiate_classes(self) -> None:
         seed = self._get(self.config, "seed_everything")
@@ -160,6 +172,17 @@ class _CLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # what jsonargparse makes of any error of a class
             raise RunError(_plain(error).strip().removeprefix("- ")) from error
+        if self._get(self.config, "select_on_test"):
+            if not hasattr(self.datamodule, "select_on_test"):
+                raise RunError(
+                    f"--select_on_test: {type(self.datamodule).__name__} cannot validate on its "
+                    "test images; leave the option out"
+                )
+            self.datamodule.select_on_test = True
+            self._say(
+                "WARNING: --select_on_test: the best epoch is chosen on the test images. What this "
+                "run scores on them is too good; test.json says so"
+            )
 
     def instantiate_trainer(self) -> Trainer:
         kept = keep(self._get(self.config, "run"))
@@ -167,6 +190,8 @@ class _CLI(LightningCLI):
         settings = dict(self._get(self.config_init, "trainer"))
         if self.subcommand != "fit":
             kept["logger"] = []  # scores are printed, and those of the test written down
+        if settings["precision"] is None and not settings["plugins"]:
+            settings["precision"] = precision(settings["accelerator"])
         for key in ("logger", "plugins"):  # the user's, and ours
             own = settings[key] if isinstance(settings[key], list) else [settings[key]]
             kept[key] = [*kept[key], *(x for x in own if not isinstance(x, bool | None))]
@@ -175,14 +200,63 @@ class _CLI(LightningCLI):
     def fit(self, model: LightningModule, datamodule: LightningDataModule) -> None:
         run = self._get(self.config, "run")
         start = resume(run)
-        if start is None:
+        if start is not None:
+            self._say(f"{run} holds a run; going on with it")
+        elif self.trainer.is_global_zero:
             run.mkdir(parents=True, exist_ok=True)
             self._parser("fit").save(
                 self.config.fit, run / "config.yaml", overwrite=True, multifile=False
             )
-        else:
-            print(f"ckdlite: {run} holds a run; going on with it", file=sys.stderr)
-        self.trainer.fit(model, datamodule, ckpt_path=start)
+        self.trainer.callbacks += [
+            LambdaCallback(
+                on_fit_start=lambda *_: self._about(),
+                on_train_start=lambda *_: self._listen(),  # again: Lightning has set its own
+            )
+        ]
+        before = self._listen()
+        try:
+            self.trainer.fit(model, datamodule, ckpt_path=start)
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise RunError(
+                f"a process that loads data has ended: {str(error).partition(chr(10))[0].strip()} "
+                "Most often memory was short: give fewer of them (--data.workers), or the machine "
+                "or container more shared memory (/dev/shm). The same command goes on from the "
+                "last whole epoch"
+            ) from error
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _say(self, text: str) -> None:
+        if self.trainer.is_global_zero:
+            for line in text.splitlines():
+                print(f"ckdlite: {line}", file=sys.stderr)
+
+    def _about(self) -> None:
+        if hasattr(self.model, "about") and hasattr(self.datamodule, "batch_size"):
+            self._say(self.model.about())
+
+    def _listen(self) -> dict[signal.Signals, Any]:
+        """End at once where the run is told to: what it has saved is whole at any moment.
+
+        Lightning would end it after the step, with status 0; in SLURM it would save a checkpoint
+        from the middle of an epoch, and the order of the epoch's images is not in it.
+        """
+        numbers = [signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])]
+        return {number: signal.signal(number, self._stop) for number in numbers}
+
+    def _stop(self, number: int, _frame: Any) -> None:
+        if self.trainer.is_global_zero:
+            text = (
+                f"\nckdlite: stopped by {signal.Signals(number).name}; the epoch in hand is lost. "
+                "The same command goes on from the last whole epoch\n"
+            )
+            os.write(sys.stderr.fileno(), text.encode())
+        if self.trainer.strategy.launcher is not None:
+            self.trainer.strategy.launcher.kill(signal.SIGKILL)  # the processes that it started
+        os._exit(128 + number)
 
     def validate(self, model: LightningModule, datamodule: LightningDataModule) -> None:
         self.trainer.validate(model, datamodule, ckpt_path=self._weights())
@@ -196,14 +270,18 @@ class _CLI(LightningCLI):
                 f"choices are made; remove the file if you mean it. It says:\n{written.read_text()}"
             )
         (scores,) = self.trainer.test(model, datamodule, ckpt_path=path)
+        saved = read(path)
+        chosen = "nothing: the last epoch" if path.stem == "last" else "validation"
         said = {
             "checkpoint": path.name,
-            "epoch": read(path)["epoch"],
+            "epoch": saved["epoch"],
+            "selected_on": "test" if saved["recipe"]["data"].get("select_on_test") else chosen,
             "scores": {name.removeprefix("test/"): value for name, value in scores.items()},
             "torch": torch.__version__,
             "ckdlite": __version__,
         }
-        written.write_text(json.dumps(said, indent=2) + "\n")
+        if self.trainer.is_global_zero:
+            written.write_text(json.dumps(said, indent=2) + "\n")
 
     def _weights(self) -> Path:
         """The checkpoint to score."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from . import data
@@ -28,6 +29,9 @@ class _ImageData(L.LightningDataModule, ABC):
 
     mean: Sequence[float] = data.MEAN
     std: Sequence[float] = data.STD
+    #: Validate, and so choose the best epoch, on the test images, as the released code does. What
+    #: such a run scores on them is too good. `--select_on_test true`.
+    select_on_test = False
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class _ImageData(L.LightningDataModule, ABC):
             "batch_size": self.batch_size,
             "augment": [one_line(step) for step in self.augment],
             "seed": self.seed,
+            "select_on_test": self.select_on_test,
         }
 
     @abstractmethod
@@ -79,22 +84,33 @@ class _ImageData(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         images = self._dataset("train")
-        trainer = self.trainer
-        ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        order = _Order(len(images), self.seed, *self._ranks())
+        if len(order) < self.batch_size:
+            raise ValueError(
+                f"batch_size: got {self.batch_size}, wanted at most the {len(order)} training "
+                f"images of each of {order.num_replicas} processes"
+            )
         return DataLoader(
             _Augmented(images, self.augment),
             self.batch_size,
-            sampler=_Order(len(images), self.seed, *ranks),
+            sampler=order,
             drop_last=True,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )
 
+    def _ranks(self) -> tuple[int, int]:
+        """This process's number, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
     def _whole(self, split: str) -> DataLoader:
-        return DataLoader(self._dataset(split), batch_size=250, num_workers=self.workers)
+        """Each image once, by one of the processes."""
+        images, (rank, ranks) = self._dataset(split), self._ranks()
+        mine = UnrepeatedDistributedSampler(images, ranks, rank, shuffle=False)
+        return DataLoader(images, batch_size=250, sampler=mine, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
-        return self._whole("validation")
+        return self._whole("test" if self.select_on_test else "validation")
 
     def test_dataloader(self) -> DataLoader:
         return self._whole("test")
@@ -265,27 +281,21 @@ class FolderData(_ImageData):
         return TensorDataset(torch.stack(images), torch.tensor(labels))
 
 
-class _Order(Sampler[tuple[int, int]]):
+class _Order(DistributedSampler):
     """Positions in random order, each with the seed of its augmentation.
 
     Both are drawn from the seed and the epoch, which Lightning sets; rank r of n takes every n-th.
     """
 
     def __init__(self, count: int, seed: int, rank: int, ranks: int) -> None:
-        self.count, self.seed, self.rank, self.ranks = count, seed, rank, ranks
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.count // self.ranks
+        # Of this kind Lightning leaves it alone, whatever its `use_distributed_sampler` is.
+        super().__init__(range(count), ranks, rank, seed=seed, drop_last=True)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         draw = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        order = torch.randperm(self.count, generator=draw)[: len(self) * self.ranks]
+        order = torch.randperm(len(self.dataset), generator=draw)[: self.total_size]
         seeds = torch.randint(2**62, (len(order),), generator=draw)
-        mine = slice(self.rank, None, self.ranks)
+        mine = slice(self.rank, None, self.num_replicas)
         return iter(list(zip(order[mine].tolist(), seeds[mine].tolist(), strict=True)))
 
 

@@ -83,6 +83,18 @@ def resume(run: str | Path) -> Path | None:
     return path if path.is_file() else None
 
 
+def precision(accelerator: str = "auto") -> str:
+    """What to give `Trainer` as `precision`: half where the device has it, else full.
+
+    `"bf16-mixed"` on a GPU that computes in bfloat16 itself; `"16-mixed"` on any other, such as a
+    T4, which would only imitate bfloat16; `"32-true"` without a GPU, or for another accelerator.
+    """
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return "32-true"
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if native else "16-mixed"
+
+
 def keep(run: str | Path) -> dict[str, Any]:
     """Arguments for `lightning.pytorch.Trainer` that keep a run in a folder.
 

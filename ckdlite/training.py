@@ -7,6 +7,7 @@ Chapter 3.4 writes the loop in plain lines.
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from . import distill
+from .distill import _wide
 from .measure import count_spikes
 from .networks import layer as find_layer
 from .networks import record
@@ -162,9 +164,11 @@ class AttentionTransfer:
 class _Learner(L.LightningModule):
     """What both modules share: optimiser and schedule, chance, scores, and what stops a run."""
 
-    def __init__(self, optimizer: MakeOptimizer, seed: int) -> None:
+    def __init__(self, optimizer: MakeOptimizer, seed: int, base_batch: int | None) -> None:
         super().__init__()
-        self.make_optimizer, self.seed = optimizer, seed
+        if base_batch is not None and base_batch < 1:
+            raise ValueError(f"base_batch: got {base_batch}, wanted at least one image, or None")
+        self.make_optimizer, self.seed, self.base_batch = optimizer, seed, base_batch
         # Metrics, not plain means, because a flat map has no rank correlation to count.
         keys = [f"{stage}_{name}" for stage in ("val", "test") for name in _SCORES]
         self.scores = nn.ModuleDict({key: MeanMetric(nan_strategy="ignore") for key in keys})
@@ -172,12 +176,14 @@ class _Learner(L.LightningModule):
     def recipe(self) -> dict[str, Any]:
         """Every setting that all parts of one run must share, as plain values."""
         trainer = self.trainer
-        optimizer = self.make_optimizer([nn.Parameter(torch.zeros(1))])
+        optimizer = self._made_for_one()
         about_data = getattr(trainer.datamodule, "recipe", None)
         return {
             "module": type(self).__name__,
             "seed": self.seed,
             "optimizer": f"{type(optimizer).__name__} {optimizer.defaults}",
+            "base_batch": self.base_batch,
+            "processes": trainer.world_size,
             "max_epochs": trainer.max_epochs,
             "precision": str(trainer.precision),
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
@@ -187,12 +193,69 @@ class _Learner(L.LightningModule):
         }
 
     def configure_optimizers(self) -> Any:
-        """The given optimiser; its learning rate falls to 0 by a cosine, stepped once an epoch."""
+        """The given optimiser; its learning rate falls to 0 by a cosine, stepped once an epoch.
+
+        With `base_batch` the rate is first scaled by effective batch / base batch.
+        """
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise RunError(f"max_epochs: got {epochs}, wanted at least 1 for the cosine schedule")
         optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+        if self.base_batch is not None:
+            _, batch = self._batch()
+            for group in optimizer.param_groups:
+                group["lr"] *= batch / self.base_batch
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)]
+
+    def _made_for_one(self) -> torch.optim.Optimizer:
+        """An optimiser of nothing, to read its settings."""
+        return self.make_optimizer([nn.Parameter(torch.zeros(1))])
+
+    def _batch(self) -> tuple[int, int]:
+        """Images a batch on one device, and a step of the optimiser over all."""
+        trainer = self.trainer
+        size = getattr(trainer.datamodule, "batch_size", None)
+        if size is None:
+            raise RunError(
+                "base_batch and the effective batch: the data module has no batch_size; give it "
+                "one, or leave base_batch out"
+            )
+        return size, size * trainer.world_size * trainer.accumulate_grad_batches
+
+    def about(self) -> str:
+        """Effective batch, learning rate, batch norm and precision of the run that has begun.
+
+        The command line prints it at the start.
+
+        Raises:
+            RunError: the data module has no `batch_size`.
+        """
+        trainer = self.trainer
+        size, batch = self._batch()
+        given, base = self._made_for_one().defaults["lr"], self.base_batch or size
+        rate = f"{given:.4g}, as given"
+        by_rule = f"{given * batch / base:.4g}"
+        if self.base_batch:
+            rate = f"{by_rule} = {given:.4g} x {batch} / {base}, the linear rule, without a warm-up"
+        elif batch != base:
+            rate += f"; the linear rule would make it {by_rule} (--model.base_batch {base})"
+        norm = f"over the {size} images of a batch"
+        if any(isinstance(module, nn.SyncBatchNorm) for module in self.modules()):
+            norm = f"synchronised, over {size * trainer.world_size} images of all processes"
+        elif trainer.world_size > 1:
+            norm = f"per process, over its {size} images; --trainer.sync_batchnorm true: over all"
+        return (
+            f"effective batch {batch} = {size} images x {trainer.num_devices} devices x "
+            f"{trainer.num_nodes} machines x {trainer.accumulate_grad_batches} accumulated\n"
+            f"learning rate {rate}\nbatch norm {norm}\nprecision {trainer.precision}"
+        )
+
+    def on_validation_start(self) -> None:
+        # Batch norm's running numbers differ by each process's last batch. All score with those of
+        # the first process, which are the ones that are saved.
+        if self.trainer.world_size > 1:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def on_train_batch_start(self, _batch: Any, _index: int) -> None:
         # Chance is a function of seed and batch: a resumed run draws what an unbroken one would.
@@ -203,6 +266,10 @@ class _Learner(L.LightningModule):
         # A neuron hides NaN, which crosses no threshold: the loss alone does not show all.
         for name, value in saved["state_dict"].items():
             self._check(name, value)
+        # In half precision a step whose gradient overflows is left out and the next one's scale
+        # halved, which is normal now and then. A scale this small means that none is taken.
+        if self._scale() < 2**-14:
+            raise self._diverged("the gradient is NaN or infinite at every scale")
         saved["recipe"] = self.recipe()
 
     def on_load_checkpoint(self, saved: dict[str, Any]) -> None:
@@ -216,6 +283,11 @@ class _Learner(L.LightningModule):
         """Stop at the first value that is not finite, before it reaches weights or checkpoint."""
         if not bool(value.detach().isfinite().all()):
             raise self._diverged(f"NaN or infinity in the {what}")
+
+    def _scale(self) -> float:
+        """What the loss is multiplied by before the backward pass: not 1 in float16."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else scaler.get_scale()
 
     @contextmanager
     def _finite(self) -> Iterator[None]:
@@ -248,9 +320,9 @@ class _Learner(L.LightningModule):
     ) -> None:
         """Log accuracy, where the map lies, and how it agrees with the teacher's."""
         labels, masks = batch[1], batch[2] if len(batch) > 2 else None
-        ce = F.cross_entropy(logits.float(), labels)
+        ce = F.cross_entropy(_wide(logits), labels)
         self._check(f"{stage} loss", ce)
-        self.log(f"{stage}/ce", ce, on_epoch=True, sync_dist=True, batch_size=len(labels))
+        self.log(f"{stage}/ce", ce, **_over_all(labels))
         found = {"accuracy": (logits.argmax(1) == labels).float()}
         if guide is not None:
             found["divergence"] = map_divergence(maps, guide)
@@ -278,9 +350,13 @@ class Teacher(_Learner):
             processors, refused by networks that call `view` on features.
         optimizer: makes the optimiser from the parameters.
         seed: fixes all chance in training, but for the data's order, which has its own.
+        base_batch: the effective batch for which the optimiser's learning rate is meant; the rate
+            is then scaled by effective / base batch, the linear rule of Goyal et al. 2017 (arXiv
+            1706.02677), without its warm-up. `None` leaves the rate as given. The effective batch
+            is images a batch x devices x machines x batches accumulated.
 
     Raises:
-        ValueError: no such layer.
+        ValueError: no such layer, or a base batch below 1.
 
     Chapter 3.4.
     """
@@ -292,20 +368,21 @@ class Teacher(_Learner):
         channels_last: bool = False,
         optimizer: MakeOptimizer = sgd,
         seed: int = 0,
+        base_batch: int | None = None,
     ) -> None:
-        super().__init__(optimizer, seed)
+        super().__init__(optimizer, seed, base_batch)
         find_layer(network, layer)
         self.network, self.layer = network, layer
         if channels_last:
             network.to(memory_format=torch.channels_last)
 
     def recipe(self) -> dict[str, Any]:
-        return super().recipe() | {"network": one_line(self.network)}
+        return super().recipe() | {"network": _text(self.network)}
 
     def training_step(self, batch: Sequence[Tensor], _index: int) -> Tensor:
         images, labels = batch[:2]
         logits = self.network(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(_wide(logits), labels)
         self._check("loss", loss)
         self.log("train/ce", loss, prog_bar=True)
         self.log("train/accuracy", (logits.argmax(1) == labels).float().mean())
@@ -370,9 +447,10 @@ class Distil(_Learner):
             backward pass a term; 0 for none.
         optimizer: makes the optimiser from the student's parameters.
         seed: fixes all chance in training, NLD's noise too, but for the data's order.
+        base_batch: as for `Teacher`.
 
     Raises:
-        ValueError: no such layer.
+        ValueError: no such layer, or a base batch below 1.
         FileNotFoundError: no such weights.
         RunError: weights of another network.
 
@@ -397,8 +475,9 @@ class Distil(_Learner):
         gradient_norms_every: int = 50,
         optimizer: MakeOptimizer = sgd,
         seed: int = 0,
+        base_batch: int | None = None,
     ) -> None:
-        super().__init__(optimizer, seed)
+        super().__init__(optimizer, seed, base_batch)
         find_layer(student, student_layer)
         find_layer(teacher, teacher_layer)
         if samd.weight and samd.teacher_map == "cam":
@@ -424,8 +503,8 @@ class Distil(_Learner):
     def recipe(self) -> dict[str, Any]:
         weights = b"".join(p.detach().cpu().numpy().tobytes() for p in self.teacher.parameters())
         return super().recipe() | {
-            "student": one_line(self.student),
-            "teacher": one_line(self.teacher),
+            "student": _text(self.student),
+            "teacher": _text(self.teacher),
             "teacher_weights": hashlib.sha256(weights).hexdigest()[:16],
             "student_layer": self.student_layer,
             "teacher_layer": self.teacher_layer,
@@ -475,7 +554,7 @@ class Distil(_Learner):
         """The student's logits `[B, K]` and its layer's spikes `[T, B, C, H, W]`."""
         with record(self.student, self.student_layer) as features:
             logits = self.student(images)
-        logits = (logits.mean(0) if logits.dim() == 3 else logits).float()
+        logits = _wide(logits.mean(0) if logits.dim() == 3 else logits)
         self._check("student's logits", logits)
         spikes = features[self.student_layer]
         if spikes.dim() not in (4, 5) or spikes.shape[-4] != len(logits):
@@ -493,18 +572,18 @@ class Distil(_Learner):
                 return _Guide()
             with torch.no_grad(), record(self.teacher, self.teacher_layer) as features:
                 logits = self.teacher(images)
-            return _Guide(logits.float(), None, features[self.teacher_layer])
+            return _Guide(_wide(logits), None, features[self.teacher_layer])
         target = labels if samd.target == "label" else None
         if samd.teacher_map == "grad_cam":
             with record(self.teacher, self.teacher_layer) as features:
                 maps, logits = grad_cam(self.teacher, self.teacher_layer, images, target)
-            return _Guide(logits.float(), maps, features[self.teacher_layer].detach())
+            return _Guide(_wide(logits), maps, features[self.teacher_layer].detach())
         with torch.no_grad(), record(self.teacher, self.teacher_layer) as features:
             logits = self.teacher(images)
         weight = find_layer(self.teacher, self.teacher_head).weight
         target = logits.argmax(1) if target is None else target
         seen = features[self.teacher_layer]
-        return _Guide(logits.float(), cam(seen.float(), weight.float(), target), seen)
+        return _Guide(_wide(logits), cam(_wide(seen), _wide(weight), target), seen)
 
     def _unlike(self, what: str, own: Sequence[int], their: Sequence[int]) -> RunError:
         sizes = [" x ".join(map(str, size)) for size in (own, their)]
@@ -517,8 +596,10 @@ class Distil(_Learner):
     def _norm(self, part: Tensor) -> Tensor:
         """The norm of one term's gradient over all that the student learns."""
         trained = [p for p in self.student.parameters() if p.requires_grad]
-        found = torch.autograd.grad(part, trained, retain_graph=True, allow_unused=True)
-        return nn.utils.get_total_norm([g for g in found if g is not None])
+        # Scaled as the step's own loss is, or small gradients would vanish in float16.
+        scale = self._scale()
+        found = torch.autograd.grad(scale * part, trained, retain_graph=True, allow_unused=True)
+        return nn.utils.get_total_norm([g for g in found if g is not None]) / scale
 
     def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> Seen:
         with count_spikes(self.student) as rates:
@@ -529,7 +610,7 @@ class Distil(_Learner):
         self._score(stage, batch, logits, maps, guide if guide.shape == maps.shape else None)
         if rates:
             each = {name: sum(found) / len(found) for name, found in rates.items()}
-            size = {"on_epoch": True, "sync_dist": True, "batch_size": len(batch[0])}
+            size = _over_all(batch[0])
             self.log(f"{stage}/firing_rate", sum(each.values()) / len(each), **size)
             if stage == "val":
                 self.log_dict({f"rate/{name}": rate for name, rate in each.items()}, **size)
@@ -568,6 +649,17 @@ def load_weights(network: nn.Module, source: str | Path) -> None:
         weights = {k.removeprefix(role): v for k, v in state.items() if k.startswith(role)}
     _same(f"network ({path})", _shapes(weights), _shapes(network.state_dict()))
     network.load_state_dict(weights)
+
+
+def _over_all(batch: Tensor) -> dict[str, Any]:
+    """How to log a mean over all images of all processes."""
+    # A float, because Lightning (2.6) rounds the mean of whole numbers over the processes down.
+    return {"on_epoch": True, "sync_dist": True, "batch_size": float(len(batch))}
+
+
+def _text(network: nn.Module) -> str:
+    """A network in one line, the same whether its batch norm is synchronised or not."""
+    return re.sub(r"\w*BatchNorm\w*", "BatchNorm", one_line(network))
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, str]:

@@ -276,12 +276,13 @@ model: {init_args: {student: {init_args: {timesteps: 1, neuron: {init_args: {com
 """
 
 
-def command(run, said):
+def command(run, said, **environment):
+    (run.parent / "small.yaml").write_text(SMALL)
     arguments = "fit --config scenes --config paper --config small.yaml --run".split()
     return subprocess.Popen(
         [sys.executable, "-m", "ckdlite.cli", *arguments, run.name],
         cwd=run.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=said,
         stderr=subprocess.STDOUT,
     )
@@ -306,27 +307,47 @@ def steps_logged(files):
     return found
 
 
+def ended(process, seconds=300):
+    try:
+        return process.wait(seconds)
+    finally:
+        process.kill()
+
+
+TOTAL = 12  # steps of the command's run
+
+
+@pytest.fixture(scope="module")
+def unbroken_command(tmp_path_factory):
+    run = tmp_path_factory.mktemp("command") / "unbroken"
+    with (run.parent / "said").open("w+") as said:
+        status = ended(command(run, said))
+        said.seek(0)
+        assert status == 0, said.read()
+    return run
+
+
+def assert_ended_as_the_command(unbroken, run):
+    assert len(list(run.glob("csv/version_*"))) > 1
+    for which in ("last", "best"):
+        assert_same(weights(unbroken, which), weights(run, which))
+    losses = [
+        [(row["step"], row["train/loss"]) for row in history(run) if "train/loss" in row]
+        for run in (unbroken, run)
+    ]
+    assert [step for step, _ in losses[0]] == list(range(TOTAL))
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.slow
-def test_killed_three_times(tmp_path):
+def test_killed_three_times(unbroken_command, tmp_path):
     """SIGKILL at three random moments of training: the same weights, bit for bit."""
     seed = int(os.environ.get("CKDLITE_KILL_SEED", random.SystemRandom().randrange(10**6)))
     print(f"CKDLITE_KILL_SEED={seed}")
     draw = random.Random(seed)
-    (tmp_path / "small.yaml").write_text(SMALL)
-    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    total = 12
+    killed = tmp_path / "killed"
     with (tmp_path / "said").open("w+") as said:
-
-        def ends_well(process):
-            try:
-                status = process.wait(300)
-            finally:
-                process.kill()
-            said.seek(0)
-            assert status == 0, said.read()
-
-        ends_well(command(unbroken, said))
-        for moment in sorted(draw.uniform(0, total) for _ in range(3)):
+        for moment in sorted(draw.uniform(0, TOTAL) for _ in range(3)):
             old = set(killed.glob("csv/*/metrics.csv"))
             process = command(killed, said)
             try:
@@ -342,20 +363,49 @@ def test_killed_three_times(tmp_path):
                 status = process.wait(60)
             finally:
                 process.kill()
-            print(f"killed after {moment:.2f} of {total} steps: {status}")
+            print(f"killed after {moment:.2f} of {TOTAL} steps: {status}")
             assert status in (-signal.SIGKILL, 0)
             if (path := resume(killed)) is not None:
                 torch.load(path, weights_only=True)
-        ends_well(command(killed, said))
-    assert len(list(killed.glob("csv/version_*"))) > 1
-    assert_same(weights(unbroken), weights(killed))
-    assert_same(weights(unbroken, "best"), weights(killed, "best"))
-    losses = [
-        [(row["step"], row["train/loss"]) for row in history(run) if "train/loss" in row]
-        for run in (unbroken, killed)
-    ]
-    assert [step for step, _ in losses[0]] == list(range(total))
-    assert losses[0] == losses[1]
+        status = ended(command(killed, said))
+        said.seek(0)
+        assert status == 0, said.read()
+    assert_ended_as_the_command(unbroken_command, killed)
+
+
+# What a job of one process has around it.
+SLURM = {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1"}
+SLURM |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "run", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "environment"),
+    [(signal.SIGTERM, {}), (signal.SIGTERM, SLURM), (signal.SIGUSR1, SLURM)],
+    ids=["SIGTERM", "SIGTERM in SLURM", "SIGUSR1 in SLURM"],
+)
+def test_told_to_end(unbroken_command, tmp_path, number, environment):
+    """Pre-emption: it says what to do, ends with a status of its own, and can go on."""
+    run = tmp_path / "run"
+    with (tmp_path / "said").open("w+") as said:
+        process = command(run, said, **environment)
+        logs = partial(run.glob, "csv/*/metrics.csv")
+        wait_for(process, lambda: steps_logged(logs()) >= TOTAL // 2)
+        process.send_signal(number)
+        assert ended(process) == 128 + number
+        said.seek(0)
+        assert said.read().endswith(
+            f"\nckdlite: stopped by {number.name}; the epoch in hand is lost. The same command "
+            "goes on from the last whole epoch\n"
+        )
+        # No checkpoint from the middle of an epoch, which Lightning would write in SLURM.
+        found = {path.name for path in tmp_path.rglob("*.ckpt")}
+        assert found == {"best.ckpt", "last.ckpt"}
+        assert read(checkpoint(run, "last"))["global_step"] < TOTAL
+        status = ended(command(run, said, **environment))
+        said.seek(0)
+        assert status == 0, said.read()
+    assert_ended_as_the_command(unbroken_command, run)
 
 
 # ---------------------------------------------------------------- a disk that is full

@@ -1139,7 +1139,7 @@ def test_every_setting_of_the_data_is_in_its_recipe():
     free = {"workers", "root", "memory", "download"}
     for module in (scenes(), FolderData("photos"), CIFARData()):
         settings = set(inspect.signature(type(module)).parameters)
-        assert module.recipe().keys() == settings - free
+        assert module.recipe().keys() == settings - free | {"select_on_test"}
 
 
 def test_every_setting_of_the_modules_is_in_their_recipe():
