@@ -22,14 +22,19 @@ from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peers import NEURONS, Neuron
 from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import to_pil_image
 
-from ckdlite import memory
+from ckdlite import data, memory
+from ckdlite.datamodules import FolderData
 from ckdlite.networks import ResNet
 from ckdlite.training import KD, NLD, SAMD, Distil
 
@@ -272,16 +277,7 @@ def distil(device: str, rounds: int) -> list[Case]:
         teacher = _network("", None).to(device)
         cases = []
         for name, options in terms.items():
-            module = Distil(
-                _network("ckdlite compiled", timesteps).to(device),
-                teacher,
-                channels_last=True,
-                gradient_norms_every=0,
-                **options,
-            )
-            module.log = module.log_dict = lambda *_args, **_options: None
-            optimizer = torch.optim.SGD(module.student.parameters(), 0.01, 0.9)
-            run = partial(_distil_step, module, optimizer, batch)
+            run = _distilling(teacher, timesteps, options, batch, device)
             cases.append({"case": name, "run": run, "against": "label-only + teacher forward"})
 
         def forward(teacher: nn.Module = teacher) -> None:
@@ -297,10 +293,69 @@ def distil(device: str, rounds: int) -> list[Case]:
     return rows
 
 
+def _distilling(
+    teacher: nn.Module, timesteps: int, options: Case, batch: list[Any], device: str
+) -> Callable[[], None]:
+    """A step of the engine with these terms."""
+    module = Distil(
+        _network("ckdlite compiled", timesteps).to(device),
+        teacher,
+        channels_last=True,
+        gradient_norms_every=0,
+        **options,
+    )
+    module.log = module.log_dict = lambda *_args, **_options: None
+    optimizer = torch.optim.SGD(module.student.parameters(), 0.01, 0.9)
+    return partial(_distil_step, module, optimizer, batch)
+
+
 def _distil_step(module: Distil, optimizer: torch.optim.Optimizer, batch: list[Any]) -> None:
     optimizer.zero_grad()
     module.training_step(batch, 0).backward()
     optimizer.step()
+
+
+def loading(device: str, rounds: int) -> list[Case]:
+    """A batch from files to tensors in one process, against the step that waits for it.
+
+    The files are the shipped scenes as JPEG of quality 95; the steps are those of the recipes for
+    CIFAR. ResNet-20, T = 2.
+    """
+    random = {
+        "crop and flip": [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip()],
+        "AutoAugment": [v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)],
+        "erasing": [v2.RandomErasing(scale=(0.02, 0.2), value=121)],
+    }
+    random["all of the recipe"] = [step for steps in random.values() for step in steps]
+    with TemporaryDirectory() as root:
+        scenes = data.cluttered("train", 200)
+        for part in ("train", "test"):
+            for i, (image, label) in enumerate(zip(scenes.images, scenes.labels, strict=True)):
+                file = Path(root) / part / str(label.item()) / f"{i}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                to_pil_image(image).save(file, quality=95)
+        cases = []
+        for held, words in ((False, "from JPEG files"), (True, "from memory")):
+            for name, steps in ({"nothing": []} | random).items():
+                if not held and name not in ("nothing", "all of the recipe"):
+                    continue  # decoding comes on top, whatever follows
+                module = FolderData(root, batch_size=BATCH, augment=steps, memory=held)
+                loader = module.train_dataloader()
+                run = partial(_first_batch, loader)
+                cases.append({"case": f"{name}, {words}", "run": run, "against": "label-only"})
+        images = torch.randn(BATCH, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+        batch = [images, torch.randint(10, (BATCH,), device=device)]
+        terms = {"label-only": {}, "paper": {"samd": SAMD(1.0), "nld": NLD(1.0)}}
+        for name, options in terms.items():
+            run = _distilling(_network("", None).to(device), 2, options, batch, device)
+            cases.append({"case": name, "run": run, "against": "label-only"})
+        cases[-2]["against"] = ""
+        shared = {"timesteps": 2, "batch": BATCH, "precision": "float32"}
+        return measure([case | shared for case in cases], rounds, device)
+
+
+def _first_batch(loader: DataLoader) -> None:
+    next(iter(loader))
 
 
 def growth(device: str, rounds: int) -> list[Case]:
@@ -371,7 +426,8 @@ def imports(device: str, rounds: int) -> list[Case]:
 GROUPS = {
     f.__name__: f
     for f in (
-        *(neuron, saved, step, unused, frames, libraries, whole, distil, growth, peak, imports),
+        *(neuron, saved, step, unused, frames, libraries, whole, distil, loading, growth, peak),
+        imports,
     )
 }
 
