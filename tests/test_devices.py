@@ -6,8 +6,10 @@ list is in `launch/README.md`.
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from functools import cache, partial
 from pathlib import Path
 
@@ -336,6 +338,14 @@ def test_fewer_images_than_one_batch_a_process(small):
         scenes.train_dataloader()
 
 
+@pytest.mark.bad_input
+def test_fewer_images_to_score_than_processes(small):
+    scenes = SceneData(images=12, batch_size=2)
+    scenes.trainer = Ranks(0, 21)
+    with pytest.raises(ValueError, match="test: got 20 images, wanted at least one .* 21 proc"):
+        scenes.test_dataloader()
+
+
 def test_the_test_images_validate_where_that_is_wanted(small):
     scenes = SceneData(images=12, batch_size=2)
     before = scenes.recipe()
@@ -615,3 +625,25 @@ def test_what_launches_a_run(tmp_path, monkeypatch, capsys, file, environment, d
         (devices, machines),
         (str(devices), machines),
     )
+
+
+def test_a_job_whose_time_is_over_goes_back_into_the_queue(tmp_path):
+    """The shell gets SIGUSR1 and asks for it; the processes are SLURM's to end."""
+    (tmp_path / "srun").write_text("#!/bin/sh\ntouch started\nexec sleep 60\n")
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" > asked\n')
+    for program in ("srun", "scontrol"):
+        (tmp_path / program).chmod(0o755)
+    there = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    environment = os.environ | there | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    job = subprocess.Popen(
+        ["bash", LAUNCH / "slurm.sh", "run"], cwd=tmp_path, env=environment, process_group=0
+    )
+    try:
+        while not (tmp_path / "started").exists():
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(30) == 128 + signal.SIGUSR1
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
