@@ -27,7 +27,7 @@ from ckdlite.cli import main
 from ckdlite.datamodules import SceneData
 from ckdlite.networks import ResNet
 from ckdlite.runs import RunError, checkpoint, history, keep, read, resume
-from ckdlite.training import NLD, SAMD, Distil, Teacher
+from ckdlite.training import KD, NLD, SAMD, Distil, Teacher
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 PLAIN = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
@@ -132,7 +132,7 @@ from ckdlite import cli, data, datamodules, training
 rank, breaks = os.environ["RANK"], os.environ.get("BREAKS", "")
 whole, order = data.cluttered, datamodules._Order.__iter__
 seed = training._Learner.on_train_batch_start
-data.cluttered = lambda split, n=None, *, clutter=6: whole(split, n or 41, clutter=clutter)
+data.cluttered = lambda split, n=None, *, clutter=6: whole(split, n or 501, clutter=clutter)
 
 
 def noted(self):
@@ -230,7 +230,10 @@ def test_two_processes_share_one_run(two):
 
 @pytest.mark.slow
 def test_two_processes_score_as_one_does(two, monkeypatch):
-    """Validation inside the run, its test by two, and its test by one: each image once."""
+    """Validation inside the run, its test by two, and its test by one: each image once.
+
+    Of 501 images, in batches of 250, one process has two batches and the other one.
+    """
     monkeypatch.chdir(two)
     logged = [row for row in history("run") if "val/accuracy" in row][-1]
     by_two = torchrun(two, "test", "--run", "run", "--checkpoint", "last")
@@ -238,7 +241,7 @@ def test_two_processes_score_as_one_does(two, monkeypatch):
     scores = [json.loads(Path("run/test.json").read_text())]
     Path("run/test.json").unlink()
     whole = data.cluttered
-    monkeypatch.setattr(data, "cluttered", lambda split, n=None, **_: whole(split, n or 41))
+    monkeypatch.setattr(data, "cluttered", lambda split, n=None, **_: whole(split, n or 501))
     one = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
     assert main(["test", "--run", "run", "--checkpoint", "last", *one]) == 0
     scores.append(json.loads(Path("run/test.json").read_text()))
@@ -246,8 +249,8 @@ def test_two_processes_score_as_one_does(two, monkeypatch):
         assert said["selected_on"] == "test"
         for name in ("ce", "accuracy", "mass_on_object", "firing_rate"):
             assert said["scores"][name] == pytest.approx(logged[f"val/{name}"], rel=1e-5), name
-        assert said["scores"]["accuracy"] * 41 == pytest.approx(
-            round(said["scores"]["accuracy"] * 41), abs=1e-4
+        assert said["scores"]["accuracy"] * 501 == pytest.approx(
+            round(said["scores"]["accuracy"] * 501), abs=1e-4
         )
 
 
@@ -509,7 +512,7 @@ def half(**options):
 
 @pytest.mark.parametrize("kind", ["bf16-mixed", "16-mixed"])
 def test_gradient_norms_in_half_precision(small, tmp_path, kind):
-    """Those logged are those of the step, near those in full precision."""
+    """Those logged are those of the step, near those in full precision, small ones too."""
     found = {}
     for precision in ("32-true", kind):
         seen = Watched()
@@ -520,13 +523,15 @@ def test_gradient_norms_in_half_precision(small, tmp_path, kind):
         kept["callbacks"].append(seen)
         torch.manual_seed(0)
         teacher, student = ResNet((1,), (4,)), ResNet((1,), (4,), timesteps=2)
-        module = Distil(student, teacher, "stage1", "stage1", gradient_norms_every=1)
+        options = {"kd": KD(weight=1e-6), "gradient_norms_every": 1}
+        module = Distil(student, teacher, "stage1", "stage1", **options)
         L.Trainer(max_epochs=1, **PLAIN, **kept, **plugin).fit(module, SceneData(12, 3))
         assert module.recipe()["precision"] == precision
-        logged = [r["gradient/ce"] for r in history(tmp_path / precision) if "gradient/ce" in r]
-        assert logged == pytest.approx(seen.norms, rel=1e-3) and len(logged) == 4
-        found[precision] = logged
-    assert found[kind] == pytest.approx(found["32-true"], rel=0.05)
+        rows = [row for row in history(tmp_path / precision) if "gradient/ce" in row]
+        found[precision] = [[row[f"gradient/{name}"] for row in rows] for name in ("ce", "kd")]
+        assert found[precision][0] == pytest.approx(seen.norms, rel=1e-3) and len(rows) == 4
+    for mine, full in zip(found[kind], found["32-true"], strict=True):
+        assert mine == pytest.approx(full, rel=0.05)
 
 
 @no_step
