@@ -1641,6 +1641,189 @@ def accuracy_error(answer: Function) -> None:
     )
 
 
+def effective_batch(answer: Function) -> None:
+    """Exercise 1 of chapter 4.2: `answer(images, devices, machines, accumulated, rate, base)`."""
+
+    def right(*given: float, factors: tuple[int, ...] = (0, 1, 2, 3)) -> Tensor:
+        batch = math.prod(given[i] for i in factors)
+        return torch.tensor([batch, given[4] * batch / given[5]], dtype=torch.float64)
+
+    def as_tensor(*given: float) -> Any:
+        found = answer(*given)
+        return torch.tensor(found, dtype=torch.float64) if isinstance(found, tuple) else found
+
+    _compare(
+        as_tensor,
+        right,
+        [(128, 8, 1, 1, 0.1, 128), (32, 4, 2, 3, 0.05, 256), (16, 1, 3, 2, 0.2, 64)],
+        {
+            "the accumulated batches count too": lambda *g: right(*g, factors=(0, 1, 2)),
+            "the machines count too": lambda *g: right(*g, factors=(0, 1, 3)),
+            "the devices count too": lambda *g: right(*g, factors=(0, 2, 3)),
+            "the rate grows with the batch: times effective over base, not base over effective": (
+                lambda *g: torch.stack([right(*g)[0], g[4] * g[5] / right(*g)[0]])
+            ),
+            "the batch is right; the rate is still the given one": (
+                lambda *g: torch.stack([right(*g)[0], torch.tensor(g[4], dtype=torch.float64)])
+            ),
+            "by the linear rule the rate grows as the batch, not as its root": (
+                lambda *g: torch.stack([right(*g)[0], g[4] * (right(*g)[0] / g[5]) ** 0.5])
+            ),
+        },
+        "return (batch, rate): multiply the four counts; the rate grows as the batch does",
+    )
+
+
+def share_of_images(answer: Function) -> None:
+    """Exercise 2 of chapter 4.2: `answer(order, rank, ranks)` is one process's part."""
+    orders = [list(range(10, 18)), [5, 3, 8, 1, 9, 2, 7], [4, 6, 0, 2, 9, 8, 1, 3, 5, 7, 11]]
+    cases = [(order, rank, ranks) for order in orders for ranks in (2, 3) for rank in range(ranks)]
+
+    def right(order: list[int], rank: int, ranks: int) -> list[int]:
+        return order[: len(order) // ranks * ranks][rank::ranks]
+
+    def blocks(order: list[int], rank: int, ranks: int) -> list[int]:
+        size = len(order) // ranks
+        return order[rank * size : (rank + 1) * size]
+
+    mistakes = {
+        "some processes get one more than others; drop what is left over": (
+            lambda order, rank, ranks: order[rank::ranks]
+        ),
+        "these are blocks that follow each other; take every `ranks`-th": blocks,
+        "every process has the same part; begin with its own number": (
+            lambda order, rank, ranks: right(order, 0, ranks)
+        ),
+        "these are places in the order; give what stands there": (
+            lambda order, rank, ranks: right(list(range(len(order))), rank, ranks)
+        ),
+    }
+
+    def judge(answer: Function) -> str | None:
+        given = [answer(list(order), rank, ranks) for order, rank, ranks in cases]
+        if all(g is None or g is ... for g in given):
+            raise _UnsolvedError
+        if any(not isinstance(g, list | tuple) for g in given):
+            return f"got {_said(given[0])}, wanted a list"
+        given = [list(g) for g in given]
+        if given == [right(*case) for case in cases]:
+            return None
+        for words, mistake in mistakes.items():
+            if given == [mistake(*case) for case in cases]:
+                return words
+        case, got = next((c, g) for c, g in zip(cases, given, strict=True) if g != right(*c))
+        return f"for {_said(case)} got {got}, wanted {right(*case)}"
+
+    _run(answer, judge, "cut the order to a multiple of ranks, then slice it: [rank::ranks]")
+
+
+def mean_over_devices(answer: Function) -> None:
+    """Exercise 3 of chapter 4.2: `answer(losses, counts)` is the mean over all images."""
+
+    def case(losses: list[float], counts: list[int]) -> tuple[Tensor, Tensor]:
+        return torch.tensor(losses).double(), torch.tensor(counts).double()
+
+    _compare(
+        answer,
+        lambda losses, counts: (losses * counts).sum() / counts.sum(),
+        [case([1.0, 3.0], [30, 10]), case([2.0, 0.5, 1.0], [8, 8, 1])],
+        {
+            "a device with few images counts as much as one with many; weigh by the counts": (
+                lambda losses, counts: losses.mean()
+            ),
+            "divide by the number of images, not of devices": (
+                lambda losses, counts: (losses * counts).mean()
+            ),
+            "this is a sum over images; divide by how many there are": (
+                lambda losses, counts: (losses * counts).sum()
+            ),
+            "a mean loss has to be multiplied by its count, not divided": (
+                lambda losses, counts: (losses / counts).sum() / (1 / counts).sum()
+            ),
+        },
+        "a mean times its count is a sum; add the sums, divide by all images",
+    )
+
+
+def energy_estimate(answer: Function) -> None:
+    """Exercise 1 of chapter 4.4: `answer(macs, acs, mac, ac, reads)` in microjoules."""
+
+    def right(macs: float, acs: float, mac: float, ac: float, reads: float) -> float:
+        return (macs * (mac + reads) + acs * (ac + reads)) * 1e-6
+
+    _compare(
+        answer,
+        right,
+        [(2e6, 8e6, 4.6, 0.9, 0.0), (3e6, 1e6, 0.3, 0.1, 5.0), (0.0, 5e6, 4.6, 0.9, 2.0)],
+        {
+            "these are picojoules; a microjoule is a million of them": (lambda *a: 1e6 * right(*a)),
+            "the reads are missing: each operation pays for its own": lambda m, a, pm, pa, r: right(
+                m, a, pm, pa, 0.0
+            ),
+            "every accumulate reads a weight too": (
+                lambda m, a, pm, pa, r: (m * (pm + r) + a * pa) * 1e-6
+            ),
+            "every multiply-accumulate reads a weight too": (
+                lambda m, a, pm, pa, r: (m * pm + a * (pa + r)) * 1e-6
+            ),
+            "the prices are swapped": lambda m, a, pm, pa, r: right(m, a, pa, pm, r),
+        },
+        "each operation costs its price and its read; a picojoule is 1e-6 microjoules",
+    )
+
+
+def break_even_rate(answer: Function) -> None:
+    """Exercise 2 of chapter 4.4: `answer(T, mac, ac, reads)` is the rate of equal energy."""
+
+    def right(steps: int, mac: float, ac: float, reads: float) -> float:
+        return (mac + reads) / ((ac + reads) * steps)
+
+    _compare(
+        answer,
+        right,
+        [(4, 4.6, 0.9, 0.0), (2, 4.6, 0.9, 5.0), (8, 0.3, 0.1, 1.0)],
+        {
+            "this is the rate for a single step; with T of them each spike is paid T times": (
+                lambda t, m, a, r: t * right(t, m, a, r)
+            ),
+            "the reads are missing": lambda t, m, a, r: right(t, m, a, 0.0),
+            "the reads are paid on both sides: by each accumulate too": (
+                lambda t, m, a, r: (m + r) / (a * t)
+            ),
+            "the reads are paid on both sides: by the multiply-accumulate too": (
+                lambda t, m, a, r: m / ((a + r) * t)
+            ),
+            "upside down: the dearer the multiply-accumulate, the more spikes one may afford": (
+                lambda t, m, a, r: (a + r) / ((m + r) * t)
+            ),
+            "this counts operations alone; their prices differ": lambda t, m, a, r: 1 / t,
+        },
+        "set rate * T * (ac + reads) equal to mac + reads",
+    )
+
+
+def one_column(answer: Any) -> None:
+    """Exercise 3 of chapter 4.4: `{pair: "yes" or "no"}`, whether two results may be compared."""
+    _quiz(
+        answer,
+        {
+            "loss": ("yes", "all conditions but the loss are the same there"),
+            "network": ("no", "their networks differ too, so the loss may not be the reason"),
+            "reported": (
+                "yes",
+                "one source, one network and T; as long as the column says that it is reported",
+            ),
+            "timesteps": ("no", "the T of training differs as well as the loss"),
+            "machine": (
+                "no",
+                "the machine alone moved scores by as much; score both on one machine",
+            ),
+        },
+        ("yes", "no"),
+        "list the conditions of both; all but the one that you compare must be the same",
+    )
+
+
 class _UnsolvedError(Exception):
     """The reader has not written an answer yet."""
 

@@ -1,4 +1,4 @@
-"""The command line: `ckdlite fit|validate|test`, by LightningCLI.
+"""The command line: `ckdlite fit|validate|test`, by LightningCLI, and `ckdlite report`.
 
 A run is a file: a base (data, network, trainer) and overlays (method), given by name from
 `ckdlite/recipes` or by path, and any value by `--key value`. Chapter 3.4 runs it.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -39,11 +39,12 @@ Train a teacher, and distil a spiking student from it.
   ckdlite fit --config scenes --config paper --run runs/paper \\
       --model.teacher_weights runs/teacher
   ckdlite test --run runs/paper
+  ckdlite report --run runs/paper
 
 A configuration is a recipe's name or a file; later ones overlay earlier ones, and options overlay
 all. The same command again goes on with a run that was interrupted. Recipes: {recipes}.
 `ckdlite fit --model.help ckdlite.training.Distil` explains the settings of a class, and
-`--print_config` after all others shows every value.
+`--print_config` after all others shows every value. `ckdlite report` draws a run as one HTML page.
 """
 
 
@@ -51,8 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     _quiet()
     memory.reuse()
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _CLI(_with_configs(list(sys.argv[1:] if arguments is None else arguments)))
+        if given[:1] == ["report"]:
+            _report(given[1:])
+        else:
+            _CLI(_with_configs(given))
     except (RunError, ArgumentError, FileNotFoundError, MisconfigurationException) as error:
         print(f"ckdlite: {_plain(error)}", file=sys.stderr)
         return 1
@@ -64,6 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     return 0
+
+
+def _report(arguments: list[str]) -> None:
+    from .report import report  # it wants more than training does
+
+    about = "Draw a run as one HTML page, made from its folder; one that is there is written anew."
+    parser = ArgumentParser(prog="ckdlite report", description=about, exit_on_error=False)
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--out", type=Path | None, help="the page; default: RUN/report.html")
+    print(report(**parser.parse_args(arguments).as_dict()))
 
 
 def _plain(error: Exception) -> str:

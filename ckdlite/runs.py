@@ -2,20 +2,26 @@
 
     runs/paper/
       config.yaml               every setting (written by the command line)
+      starts.jsonl              a line a start: versions, commit, device, precision, date
       checkpoints/last.ckpt     the end of the last whole epoch, from which the run goes on
       checkpoints/best.ckpt     the epoch with the highest validation accuracy
       csv/version_0/metrics.csv, tensorboard/    what was logged; one version a start
+      maps/                     six validation images, and their maps at each validation
       test.json                 scores on the test set, written once
+      report.html               a page drawn from all that, by `ckdlite report`
 
 Needs Lightning: `pip install 'ckdlite[train]'`. Chapter 3.4.
 """
 
 import csv
 import io
+import json
 import os
 import re
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import numpy as np
@@ -23,13 +29,32 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+from . import __version__
 
 #: What decides which checkpoint is the best.
 MONITOR = "val/accuracy"
+#: Of how many validation images, the first ones, a run keeps the maps.
+PICTURES = 6
 
 
 class RunError(RuntimeError):
     """A run cannot start or go on; the message says why, and what to do."""
+
+
+class Seen(NamedTuple):
+    """What a validation step of `training.Teacher` and `training.Distil` returns.
+
+    Attributes:
+        logits: of the network that is trained, `[B, K]`.
+        maps: its Grad-CAM, or a student's spike map, `[B, H, W]`.
+        guide: the teacher's Grad-CAM, `[B, H, W]`; None where there is no teacher.
+    """
+
+    logits: Tensor
+    maps: Tensor
+    guide: Tensor | None = None
 
 
 def checkpoint(run: str | Path, which: str = "best") -> Path:
@@ -94,6 +119,7 @@ def keep(run: str | Path) -> dict[str, Any]:
             # The best one first: a stop between the two leaves a last one that knows of it.
             _saver(run, "best", monitor=MONITOR, mode="max"),
             _saver(run, "last", save_on_train_epoch_end=True),
+            _Maps(run),
         ],
         "plugins": [AtomicCheckpointIO()],
     }
@@ -107,7 +133,7 @@ def _saver(run: Path, name: str, **options: Any) -> ModelCheckpoint:
 
 
 class _Guard(L.Callback):
-    """Refuses to train anew in a folder that holds a run."""
+    """Refuses to train anew in a folder that holds a run; notes what trains in it."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -118,6 +144,87 @@ class _Guard(L.Callback):
                 f"{self.run} holds a run, which would be written over; go on with it by "
                 "ckpt_path=runs.resume(folder), or choose another folder"
             )
+
+    def on_train_start(self, trainer: L.Trainer, _module: L.LightningModule) -> None:
+        # Not where all epochs are done: that folder is left alone.
+        if trainer.is_global_zero:
+            self.run.mkdir(parents=True, exist_ok=True)
+            with (self.run / "starts.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_start(trainer)) + "\n")
+
+
+def _start(trainer: L.Trainer) -> dict[str, Any]:
+    """What trains: versions, the library's commit where it is a checkout, device, precision."""
+    root, device = Path(__file__).parents[1], trainer.strategy.root_device
+    commit = None
+    if (root / ".git").exists():
+        try:
+            words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+            commit = subprocess.run(words, capture_output=True, text=True).stdout.strip() or None
+        except OSError:
+            pass  # no git here
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ckdlite": __version__,
+        "commit": commit,
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": trainer.world_size,
+        "precision": str(trainer.precision),
+    }
+
+
+class _Maps(L.Callback):
+    """Keeps the maps of the first validation images, which the step has made: nothing is run."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / "maps"
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        _module: L.LightningModule,
+        seen: Any,
+        batch: Any,
+        index: int,
+        loader: int = 0,
+    ) -> None:
+        first = index == loader == 0 and trainer.is_global_zero and not trainer.sanity_checking
+        if first and isinstance(seen, Seen) and trainer.state.fn == "fit":
+            self.folder.mkdir(exist_ok=True)
+            images, maps = pictures(seen, batch)
+            _write(self.folder / "images.npz", images)
+            _write(self.folder / f"epoch-{trainer.current_epoch:04d}.npz", maps)
+
+
+def pictures(seen: Seen, batch: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The first images of a validation batch and their labels; their maps. Pictures are bytes,
+    scaled from least to greatest: the images together, every map by itself."""
+    images = batch[0][:PICTURES].detach().float().cpu()
+    if images.dim() == 4 and images.shape[1] in (1, 3):  # no picture of event frames, say
+        images = images.expand(-1, 3, -1, -1)
+    else:
+        images = images.new_zeros(0, 3, 1, 1)
+    found = {"labels": batch[1][:PICTURES].cpu().numpy(), "images": _bytes(images[None])[0]}
+    maps = {"own": seen.maps} | ({} if seen.guide is None else {"guide": seen.guide})
+    return found, {k: _bytes(v[:PICTURES].detach().float().cpu()) for k, v in maps.items()}
+
+
+def _bytes(pictures: Tensor) -> np.ndarray:
+    """Bytes `[N, ...]`, each of the N scaled from its least to its greatest value."""
+    flat = pictures.flatten(1)
+    if not flat.numel():
+        return pictures.byte().numpy()
+    least, most = flat.min(1, keepdim=True).values, flat.max(1, keepdim=True).values
+    scaled = 255 * (flat - least) / (most - least).clamp(min=1e-30)
+    return scaled.round().byte().reshape(pictures.shape).numpy()
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    part.replace(path)
 
 
 class AtomicCheckpointIO(CheckpointIO):

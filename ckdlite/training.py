@@ -27,7 +27,7 @@ from .distill import _wide
 from .measure import count_spikes
 from .networks import layer as find_layer
 from .networks import record
-from .runs import RunError, checkpoint, mix, one_line, read
+from .runs import RunError, Seen, checkpoint, mix, one_line, read
 from .saliency import (
     cam,
     grad_cam,
@@ -381,13 +381,14 @@ class Teacher(_Learner):
         self.log("train/accuracy", (logits.argmax(1) == labels).float().mean())
         return loss
 
-    def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> None:
+    def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> Seen:
         with self._finite():
             maps, logits = grad_cam(self.network, self.layer, batch[0], batch[1])
         self._score(stage, batch, logits, maps)
+        return Seen(logits, maps)
 
-    def validation_step(self, batch: Sequence[Tensor], _index: int) -> None:
-        self._evaluate("val", batch)
+    def validation_step(self, batch: Sequence[Tensor], _index: int) -> Seen:
+        return self._evaluate("val", batch)
 
     def test_step(self, batch: Sequence[Tensor], _index: int) -> None:
         self._evaluate("test", batch)
@@ -593,7 +594,7 @@ class Distil(_Learner):
         found = torch.autograd.grad(scale * part, trained, retain_graph=True, allow_unused=True)
         return nn.utils.get_total_norm([g for g in found if g is not None]) / scale
 
-    def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> None:
+    def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> Seen:
         with count_spikes(self.student) as rates:
             logits, spikes = self._look(batch[0])
         with self._finite():
@@ -606,9 +607,10 @@ class Distil(_Learner):
             self.log(f"{stage}/firing_rate", sum(each.values()) / len(each), **size)
             if stage == "val":
                 self.log_dict({f"rate/{name}": rate for name, rate in each.items()}, **size)
+        return Seen(logits, maps, guide)
 
-    def validation_step(self, batch: Sequence[Tensor], _index: int) -> None:
-        self._evaluate("val", batch)
+    def validation_step(self, batch: Sequence[Tensor], _index: int) -> Seen:
+        return self._evaluate("val", batch)
 
     def test_step(self, batch: Sequence[Tensor], _index: int) -> None:
         self._evaluate("test", batch)

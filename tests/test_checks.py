@@ -897,6 +897,22 @@ QUIZZES = {
             "8 drifting teacher": ("weight", "statistics"),
         },
     ),
+    checks.one_column: (
+        {
+            "loss": "yes",
+            "network": "no",
+            "reported": "yes",
+            "timesteps": "no",
+            "machine": "no",
+        },
+        {
+            "loss": ("no", "all conditions but the loss"),
+            "network": ("yes", "networks differ too"),
+            "reported": ("no", "says that it is reported"),
+            "timesteps": ("yes", "T of training"),
+            "machine": ("yes", "on one machine"),
+        },
+    ),
 }
 
 
@@ -1094,3 +1110,91 @@ def test_accuracy_error(capsys):
     assert "wanted a share" in verdict(lambda a, n: 100 * spread(a) / math.sqrt(n))
     assert "got" in verdict(lambda a, n: 0.5)
     assert "Not solved yet" in verdict(lambda a, n: None)
+
+
+def test_effective_batch(capsys):
+    def verdict(answer):
+        return said(capsys, checks.effective_batch, answer)
+
+    def by(scale):
+        return lambda n, d, m, a, rate, base: (n * d * m * a, rate * scale(n * d * m * a / base))
+
+    assert verdict(by(lambda r: r)) == "Right."
+    assert "accumulated" in verdict(lambda n, d, m, a, r, b: (n * d * m, r * n * d * m / b))
+    assert "machines" in verdict(lambda n, d, m, a, r, b: (n * d * a, r * n * d * a / b))
+    assert "devices" in verdict(lambda n, d, m, a, r, b: (n * m * a, r * n * m * a / b))
+    assert "not base over effective" in verdict(by(lambda r: 1 / r))
+    assert "still the given one" in verdict(by(lambda r: 1))
+    assert "not as its root" in verdict(by(math.sqrt))
+    assert "got" in verdict(lambda *a: (1, 2))
+    assert "Not solved yet" in verdict(lambda *a: None)
+
+
+def test_share_of_images(capsys):
+    def verdict(answer):
+        return said(capsys, checks.share_of_images, answer)
+
+    def equal(order, rank, ranks):
+        return [x for i, x in enumerate(order) if i % ranks == rank][: len(order) // ranks]
+
+    assert verdict(equal) == "Right."
+    assert verdict(lambda *a: tuple(equal(*a))) == "Right."
+    assert "one more than others" in verdict(lambda o, r, n: o[r::n])
+    assert "blocks" in verdict(
+        lambda o, r, n: [o[r * (len(o) // n) + i] for i in range(len(o) // n)]
+    )
+    assert "the same part" in verdict(lambda o, r, n: equal(o, 0, n))
+    assert "what stands there" in verdict(lambda o, r, n: equal(range(len(o)), r, n))
+    assert "wanted a list" in verdict(lambda *a: 3)
+    assert "for [10," in verdict(lambda *a: [])
+    assert "Not solved yet" in verdict(lambda *a: ...)
+
+
+def test_mean_over_devices(capsys):
+    def verdict(answer):
+        return said(capsys, checks.mean_over_devices, answer)
+
+    assert verdict(lambda v, n: torch.dot(v, n / n.sum())) == "Right."
+    assert "weigh by the counts" in verdict(lambda v, n: v.mean())
+    assert "not of devices" in verdict(lambda v, n: (v * n).mean())
+    assert "a sum over images" in verdict(lambda v, n: (v * n).sum())
+    assert "not divided" in verdict(lambda v, n: (v / n).sum() / (1 / n).sum())
+    assert "got" in verdict(lambda v, n: v[0])
+    assert "Not solved yet" in verdict(lambda v, n: None)
+
+
+def test_energy_estimate(capsys):
+    def verdict(answer):
+        return said(capsys, checks.energy_estimate, answer)
+
+    def total(m, a, pm, pa, r):
+        return (m * pm + a * pa + (m + a) * r) / 1e6
+
+    assert verdict(total) == "Right."
+    assert "these are picojoules" in verdict(lambda *a: total(*a) * 1e6)
+    assert "the reads are missing" in verdict(lambda m, a, pm, pa, r: total(m, a, pm, pa, 0))
+    assert "every accumulate reads" in verdict(
+        lambda m, a, pm, pa, r: (m * pm + a * pa + m * r) / 1e6
+    )
+    assert "every multiply-accumulate reads" in verdict(
+        lambda m, a, pm, pa, r: (m * pm + a * pa + a * r) / 1e6
+    )
+    assert "swapped" in verdict(lambda m, a, pm, pa, r: total(m, a, pa, pm, r))
+    assert "pays for its own" in verdict(lambda m, a, pm, pa, r: (m * pm + a * pa + r) / 1e6)
+    assert "got" in verdict(lambda *a: 1.0)
+    assert "Not solved yet" in verdict(lambda *a: None)
+
+
+def test_break_even_rate(capsys):
+    def verdict(answer):
+        return said(capsys, checks.break_even_rate, answer)
+
+    assert verdict(lambda t, m, a, r: (m + r) / (a + r) / t) == "Right."
+    assert "for a single step" in verdict(lambda t, m, a, r: (m + r) / (a + r))
+    assert "the reads are missing" in verdict(lambda t, m, a, r: m / a / t)
+    assert "by each accumulate too" in verdict(lambda t, m, a, r: (m + r) / a / t)
+    assert "by the multiply-accumulate too" in verdict(lambda t, m, a, r: m / (a + r) / t)
+    assert "upside down" in verdict(lambda t, m, a, r: (a + r) / (m + r) / t)
+    assert "operations alone" in verdict(lambda t, m, a, r: 1 / t)
+    assert "got" in verdict(lambda *a: 2.0)
+    assert "Not solved yet" in verdict(lambda *a: None)

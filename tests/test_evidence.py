@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ckdlite import cli, training
+from ckdlite import cli, datamodules
 from ckdlite.data import cluttered
 from ckdlite.runs import checkpoint
 
@@ -49,7 +49,7 @@ def test_a_run_is_made_scored_and_not_repeated(tmp_path, monkeypatch, capsys):
                 picture = Image.new("RGB", (32, 32), (20 * label, 20 * i, 90))
                 picture.save(photos / part / str(label) / f"{i}.png")
     few = {"train": 128, "validation": 50, "test": 50}
-    for module in (training.data, evidence.data):
+    for module in (datamodules.data, evidence.data):
         monkeypatch.setattr(
             module, "cluttered", lambda s, n=None, **amounts: cluttered(s, few[s], **amounts)
         )

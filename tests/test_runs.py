@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import json
 import os
 import random
 import resource
@@ -20,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
+import ckdlite
 from ckdlite import data, runs
 from ckdlite.datamodules import SceneData
 from ckdlite.networks import ResNet, record
@@ -125,11 +127,27 @@ def test_what_is_in_the_folder(unbroken):
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "csv/version_0/metrics.csv",
+        "starts.jsonl",
     }
     assert list(unbroken.glob("tensorboard/version_0/events*"))
     assert len(list(unbroken.rglob("*.ckpt"))) == 2
     assert resume(unbroken) == checkpoint(unbroken, "last")
     assert checkpoint(unbroken) == checkpoint(str(unbroken), "best")
+
+
+def test_every_start_says_what_trained(tmp_path, monkeypatch):
+    with pytest.raises(Stop):
+        start(tmp_path, StopAt(5))
+    monkeypatch.setenv("PATH", "")  # no git
+    start(tmp_path)
+    lines = (tmp_path / "starts.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    for line, commit in zip(lines, (True, False), strict=True):
+        said = json.loads(line)
+        assert said["ckdlite"] == ckdlite.__version__ and said["torch"] == torch.__version__
+        assert (said["device"], said["processes"]) == ("cpu", 1)
+        here = (Path(ckdlite.__file__).parents[1] / ".git").exists()
+        assert bool(said["commit"]) == (commit and here)
 
 
 def test_checkpoints_are_tensors_and_plain_values(unbroken, tmp_path):

@@ -153,14 +153,14 @@ def test_the_command_that_remakes_them(tmp_path, monkeypatch):
     """Small data and one epoch, but the whole command: train, resume, refuse, ship."""
     import train_shipped
 
-    from ckdlite import training
+    from ckdlite import datamodules
 
     monkeypatch.setattr(train_shipped, "FOLDER", tmp_path)
     monkeypatch.setattr(train_shipped, "SEEDS", (0,))
     monkeypatch.setattr(train_shipped, "cluttered", lambda s, seed=0: cluttered(s, 128, seed=seed))
     few = {"validation": 50, "test": 50}
     monkeypatch.setattr(
-        training.data, "cluttered", lambda s, n=None, **amounts: cluttered(s, few[s], **amounts)
+        datamodules.data, "cluttered", lambda s, n=None, **amounts: cluttered(s, few[s], **amounts)
     )
     train_shipped.scenes_of.cache_clear()
     work = tmp_path / "work"
