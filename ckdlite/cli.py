@@ -160,7 +160,7 @@ class _CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         seed = self._get(self.config, "seed_everything")
         for part in ("model", "data"):
-            settings = self._get(self.config, part).init_args
+            settings = self._get(self.config, part).get("init_args", {})
             if "seed" in settings:
                 settings.seed = seed  # one seed fixes everything
             if self.subcommand != "fit" and "teacher_weights" in settings:

@@ -106,6 +106,11 @@ class _ImageData(L.LightningDataModule, ABC):
     def _whole(self, split: str) -> DataLoader:
         """Each image once, by one of the processes."""
         images, (rank, ranks) = self._dataset(split), self._ranks()
+        if len(images) < ranks:
+            raise ValueError(
+                f"{split}: got {len(images)} images, wanted at least one for each of {ranks} "
+                "processes"
+            )
         mine = UnrepeatedDistributedSampler(images, ranks, rank, shuffle=False)
         return DataLoader(images, batch_size=250, sampler=mine, num_workers=self.workers)
 

@@ -250,13 +250,6 @@ class _Learner(L.LightningModule):
             f"learning rate {rate}\nbatch norm {norm}\nprecision {trainer.precision}"
         )
 
-    def on_validation_start(self) -> None:
-        # Batch norm's running numbers differ by each process's last batch. All score with those of
-        # the first process, which are the ones that are saved.
-        if self.trainer.world_size > 1:
-            for buffer in self.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
     def on_train_batch_start(self, _batch: Any, _index: int) -> None:
         # Chance is a function of seed and batch: a resumed run draws what an unbroken one would.
         batch = self.trainer.fit_loop.total_batch_idx

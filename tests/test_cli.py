@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ckdlite import __version__, data, distill, runs, training
+from ckdlite import __version__, cli, data, distill, runs, training
 from ckdlite.cli import RECIPES, main
 from ckdlite.datamodules import SceneData
 from ckdlite.lif import LIF
@@ -438,7 +439,112 @@ def test_the_test_set_answers_once(tmp_path, capsys):
     assert (tmp_path / "run" / "test.json").read_text() == first
 
 
+# ---------------------------------------------------------------- what is chosen, and what on
+
+
+def test_the_test_images_choose_where_that_is_wanted(tmp_path, capsys):
+    """It is said aloud, belongs to the run, and stands in its scores."""
+    chosen = {}
+    for flag in ("true", "false"):
+        assert fit("kd", run=flag, options=["--select_on_test", flag]) == 0
+        warned = "WARNING: --select_on_test: the best epoch is chosen on the test images"
+        assert (warned in capsys.readouterr().err) == (flag == "true")
+        assert main(["test", "--run", flag]) == 0
+        assert (warned in capsys.readouterr().err) == (flag == "true")
+        written = json.loads((tmp_path / flag / "test.json").read_text())
+        chosen[flag] = written["selected_on"]
+        (row,) = (row for row in history(flag) if "val/accuracy" in row)
+        same = written["scores"]["mass_on_object"] == pytest.approx(row["val/mass_on_object"])
+        assert same == (flag == "true")
+    assert chosen == {"true": "test", "false": "validation"}
+    assert fit("kd", run="true") == 1  # without the flag it is another run
+    assert "data.select_on_test: saved True, now False" in capsys.readouterr().err
+    (tmp_path / "false" / "test.json").unlink()
+    assert main(["test", "--run", "false", "--checkpoint", "last"]) == 0
+    written = json.loads((tmp_path / "false" / "test.json").read_text())
+    assert written["selected_on"] == "nothing: the last epoch"
+
+
+@pytest.mark.bad_input
+def test_data_that_cannot_choose_on_its_test_images(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.py").write_text(
+        "import lightning.pytorch as L\nclass Own(L.LightningDataModule):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    flag = ["--select_on_test", "true", "--data", "own.Own"]
+    assert main(["fit", *configs("scenes"), "--run", "run", *flag]) == 1
+    assert "--select_on_test: Own cannot validate on its test images" in capsys.readouterr().err
+
+
+def test_what_a_run_is_begins_its_output(capsys):
+    assert fit("kd", options=["--model.base_batch", "8"]) == 0
+    assert (
+        "ckdlite: effective batch 16 = 16 images x 1 devices x 1 machines x 1 accumulated\n"
+        "ckdlite: learning rate 0.2 = 0.1 x 16 / 8, the linear rule, without a warm-up\n"
+        "ckdlite: batch norm over the 16 images of a batch\n"
+        "ckdlite: precision 32-true\n"
+    ) in capsys.readouterr().err
+
+
+def test_a_gpu_gets_half_precision_unless_told(monkeypatch):
+    class Made(Exception):
+        pass
+
+    def made(_cli, settings, _callbacks):
+        raise Made(settings["precision"])
+
+    monkeypatch.setattr(cli._CLI, "_instantiate_trainer", made)
+    monkeypatch.setattr(cli, "precision", lambda accelerator: f"chosen for {accelerator}")
+    for options, wanted in (
+        ([], "chosen for cpu"),
+        (["--trainer.precision", "64-true"], "64-true"),
+    ):
+        with pytest.raises(Made, match=f"^{wanted}$"):
+            fit("kd", options=options)
+
+
 # ---------------------------------------------------------------- what goes wrong in a run
+
+
+def test_a_run_leaves_signals_as_they_were():
+    before = signal.getsignal(signal.SIGTERM)
+    assert fit("kd") == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.bad_input
+def test_a_process_that_loads_data_is_killed(tmp_path, monkeypatch, capsys):
+    """As where memory is short. The same command goes on."""
+    (tmp_path / "dies.py").write_text(
+        "import os, signal, torch\n"
+        "class Dies(torch.nn.Module):\n"
+        "    def forward(self, image):\n"
+        "        if torch.utils.data.get_worker_info() and os.path.exists('short'):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return image\n"
+    )
+    (tmp_path / "dies.yaml").write_text(
+        "data: {init_args: {augment: [{class_path: dies.Dies}], workers: 1}}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "short").touch()
+    dies = ["--config", "dies.yaml"]
+    assert fit("kd", options=dies) == 1
+    said = capsys.readouterr().err
+    assert "ckdlite: a process that loads data has ended: DataLoader worker (pid" in said
+    assert "--data.workers" in said and "/dev/shm" in said and "The same command goes on" in said
+    (tmp_path / "short").unlink()
+    assert fit("kd", options=dies) == 0
+
+
+@pytest.mark.bad_input
+def test_an_error_of_somebody_elses_is_not_the_loaders(monkeypatch):
+    def fails(*_args, **_options):
+        raise RuntimeError("mine")
+
+    monkeypatch.setattr(L.Trainer, "fit", fails)
+    with pytest.raises(RuntimeError, match="^mine$"):
+        fit("kd")
 
 
 @pytest.mark.bad_input

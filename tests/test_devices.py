@@ -6,8 +6,10 @@ list is in `launch/README.md`.
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from functools import cache, partial
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from ckdlite.cli import main
 from ckdlite.datamodules import SceneData
 from ckdlite.networks import ResNet
 from ckdlite.runs import RunError, checkpoint, history, keep, read, resume
-from ckdlite.training import NLD, SAMD, Distil, Teacher
+from ckdlite.training import KD, NLD, SAMD, Distil, Teacher
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 PLAIN = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
@@ -130,7 +132,7 @@ from ckdlite import cli, data, datamodules, training
 rank, breaks = os.environ["RANK"], os.environ.get("BREAKS", "")
 whole, order = data.cluttered, datamodules._Order.__iter__
 seed = training._Learner.on_train_batch_start
-data.cluttered = lambda split, n=None, *, clutter=6: whole(split, n or 41, clutter=clutter)
+data.cluttered = lambda split, n=None, *, clutter=6: whole(split, n or 501, clutter=clutter)
 
 
 def noted(self):
@@ -228,7 +230,10 @@ def test_two_processes_share_one_run(two):
 
 @pytest.mark.slow
 def test_two_processes_score_as_one_does(two, monkeypatch):
-    """Validation inside the run, its test by two, and its test by one: each image once."""
+    """Validation inside the run, its test by two, and its test by one: each image once.
+
+    Of 501 images, in batches of 250, one process has two batches and the other one.
+    """
     monkeypatch.chdir(two)
     logged = [row for row in history("run") if "val/accuracy" in row][-1]
     by_two = torchrun(two, "test", "--run", "run", "--checkpoint", "last")
@@ -236,7 +241,7 @@ def test_two_processes_score_as_one_does(two, monkeypatch):
     scores = [json.loads(Path("run/test.json").read_text())]
     Path("run/test.json").unlink()
     whole = data.cluttered
-    monkeypatch.setattr(data, "cluttered", lambda split, n=None, **_: whole(split, n or 41))
+    monkeypatch.setattr(data, "cluttered", lambda split, n=None, **_: whole(split, n or 501))
     one = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
     assert main(["test", "--run", "run", "--checkpoint", "last", *one]) == 0
     scores.append(json.loads(Path("run/test.json").read_text()))
@@ -244,8 +249,8 @@ def test_two_processes_score_as_one_does(two, monkeypatch):
         assert said["selected_on"] == "test"
         for name in ("ce", "accuracy", "mass_on_object", "firing_rate"):
             assert said["scores"][name] == pytest.approx(logged[f"val/{name}"], rel=1e-5), name
-        assert said["scores"]["accuracy"] * 41 == pytest.approx(
-            round(said["scores"]["accuracy"] * 41), abs=1e-4
+        assert said["scores"]["accuracy"] * 501 == pytest.approx(
+            round(said["scores"]["accuracy"] * 501), abs=1e-4
         )
 
 
@@ -334,6 +339,14 @@ def test_fewer_images_than_one_batch_a_process(small):
     scenes.trainer = Ranks(0, 2)
     with pytest.raises(ValueError, match="batch_size: got 8, wanted at most the 6 .* of 2 proc"):
         scenes.train_dataloader()
+
+
+@pytest.mark.bad_input
+def test_fewer_images_to_score_than_processes(small):
+    scenes = SceneData(images=12, batch_size=2)
+    scenes.trainer = Ranks(0, 21)
+    with pytest.raises(ValueError, match="test: got 20 images, wanted at least one .* 21 proc"):
+        scenes.test_dataloader()
 
 
 def test_the_test_images_validate_where_that_is_wanted(small):
@@ -499,7 +512,7 @@ def half(**options):
 
 @pytest.mark.parametrize("kind", ["bf16-mixed", "16-mixed"])
 def test_gradient_norms_in_half_precision(small, tmp_path, kind):
-    """Those logged are those of the step, near those in full precision."""
+    """Those logged are those of the step, near those in full precision, small ones too."""
     found = {}
     for precision in ("32-true", kind):
         seen = Watched()
@@ -510,13 +523,15 @@ def test_gradient_norms_in_half_precision(small, tmp_path, kind):
         kept["callbacks"].append(seen)
         torch.manual_seed(0)
         teacher, student = ResNet((1,), (4,)), ResNet((1,), (4,), timesteps=2)
-        module = Distil(student, teacher, "stage1", "stage1", gradient_norms_every=1)
+        options = {"kd": KD(weight=1e-6), "gradient_norms_every": 1}
+        module = Distil(student, teacher, "stage1", "stage1", **options)
         L.Trainer(max_epochs=1, **PLAIN, **kept, **plugin).fit(module, SceneData(12, 3))
         assert module.recipe()["precision"] == precision
-        logged = [r["gradient/ce"] for r in history(tmp_path / precision) if "gradient/ce" in r]
-        assert logged == pytest.approx(seen.norms, rel=1e-3) and len(logged) == 4
-        found[precision] = logged
-    assert found[kind] == pytest.approx(found["32-true"], rel=0.05)
+        rows = [row for row in history(tmp_path / precision) if "gradient/ce" in row]
+        found[precision] = [[row[f"gradient/{name}"] for row in rows] for name in ("ce", "kd")]
+        assert found[precision][0] == pytest.approx(seen.norms, rel=1e-3) and len(rows) == 4
+    for mine, full in zip(found[kind], found["32-true"], strict=True):
+        assert mine == pytest.approx(full, rel=0.05)
 
 
 @no_step
@@ -615,3 +630,25 @@ def test_what_launches_a_run(tmp_path, monkeypatch, capsys, file, environment, d
         (devices, machines),
         (str(devices), machines),
     )
+
+
+def test_a_job_whose_time_is_over_goes_back_into_the_queue(tmp_path):
+    """The shell gets SIGUSR1 and asks for it; the processes are SLURM's to end."""
+    (tmp_path / "srun").write_text("#!/bin/sh\ntouch started\nexec sleep 60\n")
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" > asked\n')
+    for program in ("srun", "scontrol"):
+        (tmp_path / program).chmod(0o755)
+    there = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    environment = os.environ | there | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    job = subprocess.Popen(
+        ["bash", LAUNCH / "slurm.sh", "run"], cwd=tmp_path, env=environment, process_group=0
+    )
+    try:
+        while not (tmp_path / "started").exists():
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(30) == 128 + signal.SIGUSR1
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"

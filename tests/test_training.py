@@ -216,6 +216,17 @@ def test_half_precision():
     assert fit.callback_metrics["val/divergence"].isfinite()
 
 
+def test_double_precision():
+    """No term, and no score, falls back to single."""
+    terms = {"train/loss", "train/ce", *(f"train/{name}" for name in ALL)}
+    for module, wanted in ((distil(**ALL), terms), (Teacher(Eye(), "body"), {"train/ce"})):
+        seen = {}
+        module.log = lambda key, value, seen=seen, **_: seen.update({key: value})
+        module.log_dict = lambda values, seen=seen, **_: seen.update(values)
+        trainer(precision="64-true").fit(module, loader(), loader(masks=True))
+        assert {seen[key].dtype for key in wanted | {"val/ce"}} == {torch.float64}
+
+
 def test_channels_last():
     student, teacher, other = Brain(), Eye(), Eye()
     assert not student.wire[0].weight.is_contiguous(memory_format=torch.channels_last)
