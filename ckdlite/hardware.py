@@ -24,7 +24,7 @@ except ImportError as error:
         "ckdlite.hardware needs nir, which is not installed: pip install 'ckdlite[hardware]'"
     ) from error
 
-#: Seconds of one timestep. NIR's time constants are in seconds, and its files hold no timestep:
+#: Seconds of one timestep. NIR's time constants are in seconds and a graph has no timestep, so
 #: writer and reader must mean the same one. This is what SpikingJelly and snnTorch take.
 DT = 1e-4
 
@@ -67,12 +67,12 @@ def to_nir(student: ResNet, size: Sequence[int], dt: float = DT) -> nir.NIRGraph
 
     NIR's LIF is a differential equation. One Euler step of `dt` from v is
 
-    .. math:: v \leftarrow v + \frac{dt}{\tau} (v_{leak} - v + R I)
+    .. math:: v \leftarrow v + \frac{dt}{\tau} (v_{\text{leak}} - v + R I)
 
     then a spike where v > v_threshold, and v = v_reset there. With
 
     .. math:: \tau = \frac{dt}{1 - \text{decay}}, \quad R = \frac{1}{1 - \text{decay}}, \quad
-        v_{leak} = v_{reset} = 0
+        v_{\text{leak}} = v_{\text{reset}} = 0
 
     it is our neuron: `v = decay * v + I`, a spike, the hard reset. For a decay of 0.5 this is exact
     in floating point, for others to rounding.
