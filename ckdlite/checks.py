@@ -1799,7 +1799,7 @@ def whole_threshold(answer: Function) -> None:
                 lambda theta: math.ceil(theta) + 1
             ),
         },
-        "which is the smallest whole number that is larger than theta?",
+        "it is the smallest whole number that is larger than theta",
     )
 
 
