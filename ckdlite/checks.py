@@ -1824,6 +1824,114 @@ def one_column(answer: Any) -> None:
     )
 
 
+def euler_neuron(answer: Function) -> None:
+    """Exercise 1 of chapter 6.1: `answer(tau, r, dt)` is (decay, gain) of Euler's step."""
+    _compare(
+        answer,
+        lambda tau, r, dt: (1 - dt / tau, r * dt / tau),
+        [(2e-4, 2.0, 1e-4), (5e-4, 3.0, 1e-4), (2.0, 1.0, 0.5)],
+        {
+            "that is the exact solution; Euler's step is a straight line: 1 - dt / tau": (
+                lambda tau, r, dt: (math.exp(-dt / tau), r * (1 - math.exp(-dt / tau)))
+            ),
+            "the exponential is the exact solution; Euler's step keeps 1 - dt / tau": (
+                lambda tau, r, dt: (math.exp(-dt / tau), r * dt / tau)
+            ),
+            "the current is multiplied by dt / tau as well, not by r alone": (
+                lambda tau, r, dt: (1 - dt / tau, r)
+            ),
+            "dt / tau is what leaks away; the decay is what is kept": (
+                lambda tau, r, dt: (dt / tau, r * dt / tau)
+            ),
+            "wrong order: the decay first, then the gain": (
+                lambda tau, r, dt: (r * dt / tau, 1 - dt / tau)
+            ),
+        },
+        "multiply out v + dt / tau * (r * x - v), and collect what stands at v and at x",
+    )
+
+
+def folded_bias(answer: Function) -> None:
+    """Exercise 2 of chapter 6.1: `answer(c, mean, var, gamma, beta, eps)`, the folded bias."""
+    _compare(
+        answer,
+        lambda c, mean, var, gamma, beta, eps: beta + gamma * (c - mean) / (var + eps) ** 0.5,
+        [(0.5, 0.2, 4.0, 3.0, 0.1, 0.5), (-1.0, 0.3, 0.25, 0.5, -0.2, 0.01)],
+        {
+            "the bias passes through batch norm too: it is scaled like the weights": (
+                lambda c, mean, var, gamma, beta, eps: beta + c - gamma * mean / (var + eps) ** 0.5
+            ),
+            "the bias c is lost": (
+                lambda c, mean, var, gamma, beta, eps: beta - gamma * mean / (var + eps) ** 0.5
+            ),
+            "the mean is subtracted, not added": (
+                lambda c, mean, var, gamma, beta, eps: (
+                    beta + gamma * (c + mean) / (var + eps) ** 0.5
+                )
+            ),
+            "batch norm divides by the standard deviation, not by the variance": (
+                lambda c, mean, var, gamma, beta, eps: beta + gamma * (c - mean) / (var + eps)
+            ),
+            "eps stands under the root, with the variance": (
+                lambda c, mean, var, gamma, beta, eps: beta + gamma * (c - mean) / (var**0.5 + eps)
+            ),
+            "gamma is missing": (
+                lambda c, mean, var, gamma, beta, eps: beta + (c - mean) / (var + eps) ** 0.5
+            ),
+            "beta is missing": (
+                lambda c, mean, var, gamma, beta, eps: gamma * (c - mean) / (var + eps) ** 0.5
+            ),
+        },
+        "put c alone through batch norm: subtract, divide, scale, shift",
+    )
+
+
+def whole_threshold(answer: Function) -> None:
+    """Exercise 3 of chapter 6.1: for whole u, `u >= answer(theta)` fires as `u > theta` does."""
+    _compare(
+        answer,
+        lambda theta: math.floor(theta) + 1,
+        [(2.5,), (3.0,), (100.0,), (0.25,), (7.75,)],
+        {
+            "where theta is whole, u = theta must not fire, and with that it does": math.ceil,
+            "rounding lets some potentials below theta fire": round,
+            "the whole number below theta fires too early": math.floor,
+            "it must be a whole number: where theta is not, one potential too few fires": (
+                lambda theta: theta + 1
+            ),
+            "where theta is not whole, the next whole number above it is enough": (
+                lambda theta: math.ceil(theta) + 1
+            ),
+        },
+        "it is the smallest whole number that is larger than theta",
+    )
+
+
+def pooled_kernel(answer: Function) -> None:
+    """Exercise 4 of chapter 6.1: `answer(weight)` is 2x2 weights that pool and convolve at once."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, 2, 1, 1, generator=draw)
+    _compare(
+        answer,
+        lambda w: w.repeat(1, 1, 2, 2) / 4,
+        [(weight,), (2 * weight[:, :1],)],
+        {
+            "that adds the four pixels up; a mean divides by four": lambda w: w.repeat(1, 1, 2, 2),
+            "there are four pixels in 2x2: divide by four, not by two": (
+                lambda w: w.repeat(1, 1, 2, 2) / 2
+            ),
+            "the kernel still sees one pixel; it must see 2x2": lambda w: w / 4,
+            "only one of the four pixels counts; all have the same weight": (
+                lambda w: F.pad(w, (0, 1, 0, 1))
+            ),
+            "the channels that go out come first: [D, C, 2, 2]": (
+                lambda w: w.repeat(1, 1, 2, 2).transpose(0, 1) / 4
+            ),
+        },
+        "each of the four pixels of a channel has a quarter of the weight",
+    )
+
+
 class _UnsolvedError(Exception):
     """The reader has not written an answer yet."""
 

@@ -1198,3 +1198,96 @@ def test_break_even_rate(capsys):
     assert "operations alone" in verdict(lambda t, m, a, r: 1 / t)
     assert "got" in verdict(lambda *a: 2.0)
     assert "Not solved yet" in verdict(lambda *a: None)
+
+
+# ---------------------------------------------------------------- chapter 6.1
+
+
+def test_euler_neuron(capsys):
+    def verdict(answer):
+        return said(capsys, checks.euler_neuron, answer)
+
+    def step(x, u, tau, r, dt):
+        return u + (r * x - u) * dt / tau
+
+    assert verdict(lambda *p: (step(0, 1, *p), step(1, 0, *p))) == "Right."
+    assert verdict(lambda *p: [step(0.0, 1.0, *p), torch.tensor(step(1, 0, *p))]) == "Right."
+    kept = "Euler's step keeps"
+    assert kept in verdict(lambda tau, r, dt: (math.exp(-dt / tau), r * dt / tau))
+    assert "a straight line" in verdict(
+        lambda tau, r, dt: (math.exp(-dt / tau), -r * math.expm1(-dt / tau))
+    )
+    assert "not by r alone" in verdict(lambda tau, r, dt: ((tau - dt) / tau, r))
+    assert "what leaks away" in verdict(lambda tau, r, dt: (dt / tau, r * dt / tau))
+    assert "wrong order" in verdict(lambda *p: (step(1, 0, *p), step(0, 1, *p)))
+    assert "got" in verdict(lambda tau, r, dt: (0.5, 1.0))
+    assert "Not solved yet" in verdict(lambda tau, r, dt: None)
+
+
+def test_folded_bias(capsys):
+    def verdict(answer):
+        return said(capsys, checks.folded_bias, answer)
+
+    def norm(x, mean, var, gamma, beta, eps):
+        """What torch's batch norm makes of one number."""
+        given = (torch.tensor([float(v)], dtype=torch.float64) for v in (mean, var, gamma, beta))
+        x = torch.tensor([[x]], dtype=torch.float64)
+        return F.batch_norm(x, *given, eps=eps).item()
+
+    assert verdict(norm) == "Right."
+    assert "scaled like the weights" in verdict(lambda c, *p: c + norm(0.0, *p))
+    assert "is lost" in verdict(lambda c, *p: norm(0.0, *p))
+    assert "subtracted, not added" in verdict(lambda c, mean, *p: norm(c, -mean, *p))
+    assert "not by the variance" in verdict(
+        lambda c, mean, var, gamma, beta, eps: beta + gamma * (c - mean) / (var + eps)
+    )
+    assert "under the root" in verdict(
+        lambda c, mean, var, gamma, beta, eps: beta + gamma * (c - mean) / (math.sqrt(var) + eps)
+    )
+    assert "gamma is missing" in verdict(
+        lambda c, mean, var, gamma, beta, eps: norm(c, mean, var, 1, beta, eps)
+    )
+    assert "beta is missing" in verdict(
+        lambda c, mean, var, gamma, beta, eps: norm(c, mean, var, gamma, 0, eps)
+    )
+    assert "got" in verdict(lambda c, mean, var, gamma, beta, eps: 0.0)
+    assert "Not solved yet" in verdict(lambda c, mean, var, gamma, beta, eps: None)
+
+
+def test_whole_threshold(capsys):
+    def verdict(answer):
+        return said(capsys, checks.whole_threshold, answer)
+
+    assert verdict(lambda theta: next(u for u in range(1000) if u > theta)) == "Right."
+    assert verdict(lambda theta: theta // 1 + 1) == "Right."
+    assert "u = theta must not fire" in verdict(lambda theta: -(-theta // 1))
+    assert "rounding lets" in verdict(lambda theta: torch.tensor(theta).round())
+    assert "too early" in verdict(int)
+    assert "must be a whole number" in verdict(lambda theta: theta + 1)
+    assert "the next whole number above" in verdict(lambda theta: math.ceil(theta) + 1)
+    assert "got" in verdict(lambda theta: 3)
+    assert "Not solved yet" in verdict(lambda theta: None)
+
+
+def test_pooled_kernel(capsys):
+    def verdict(answer):
+        return said(capsys, checks.pooled_kernel, answer)
+
+    def right(weight):
+        return weight.expand(-1, -1, 2, 2) / 4
+
+    # The answer does what the two layers do.
+    weight, x = torch.randn(5, 3, 1, 1), torch.rand(2, 3, 6, 8)
+    both = F.conv2d(F.avg_pool2d(x, 2), weight)
+    assert torch.allclose(F.conv2d(x, right(weight), stride=2), both, atol=1e-5)
+
+    assert verdict(right) == "Right."
+    assert "a mean divides by four" in verdict(lambda w: 4 * right(w))
+    assert "not by two" in verdict(lambda w: 2 * right(w))
+    assert "must see 2x2" in verdict(lambda w: w / 4)
+    assert "have the same weight" in verdict(
+        lambda w: torch.stack([torch.cat([w, 0 * w], 3), torch.cat([w, w], 3) * 0], 2).flatten(2, 3)
+    )
+    assert "come first" in verdict(lambda w: right(w).movedim(0, 1))
+    assert "values are not" in verdict(lambda w: 3 * right(w))
+    assert "Not solved yet" in verdict(lambda w: None)
