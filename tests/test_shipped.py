@@ -112,6 +112,18 @@ def test_the_readme_shows_what_the_gpu_measured():
         assert f"{float(row['images_per_second']):,.0f}" in readme, row["case"]
 
 
+def test_the_readme_says_how_far_rounding_moves_a_score():
+    readme = " ".join((_assets.FOLDER.parent.parent / "README.md").read_text("utf-8").split())
+    rows = results.read("cifar10-jpeg-energy.csv")
+    gpu = {r["method"]: r for r in results.read("cifar10-jpeg.csv") if r["seed"] == 0}
+    students = [r for r in rows if r.get("timesteps") == 2 and r["rounding"] == "float32"]
+    assert {r["method"] for r in students} == gpu.keys() - {"teacher"}
+    gaps = [100 * (r["accuracy"] - gpu[r["method"]]["accuracy"]) for r in students]
+    low, high = min(map(abs, gaps)), max(map(abs, gaps))
+    assert f"score {low:.1f} to {high:.1f} points otherwise, in either direction" in readme
+    assert min(gaps) < 0 < max(gaps)
+
+
 def test_the_ten_lines_of_the_readme_run():
     readme = (_assets.FOLDER.parent.parent / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"## Ten lines\n\n```python\n(.*?)```", readme, flags=re.DOTALL)
