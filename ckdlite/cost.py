@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import results
 
-#: Most operations a second, in TFLOP/s, as NVIDIA's data sheets publish them: tensor cores,
-#: matrices without sparsity, 16-bit numbers (T4: float16; A100 and H100 SXM: bfloat16).
+#: Most operations a second, in TFLOP/s, as NVIDIA's data sheets publish them. Tensor cores without
+#: sparsity, in 16 bits (float16 on the T4, bfloat16 on the A100 and the H100 SXM).
 PEAKS = {"H100": 989.0, "A100": 312.0, "T4": 65.0}
 
 
