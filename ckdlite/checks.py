@@ -1424,6 +1424,63 @@ def longest_run(answer: Function) -> None:
     )
 
 
+def convolution_operations(answer: Function) -> None:
+    """Exercise 1 of the page on cost: `answer(inputs, outputs, kernel, size, groups)`, forward."""
+
+    def right(inputs: int, outputs: int, kernel: int, size: int, groups: int) -> int:
+        return 2 * outputs * size**2 * (inputs // groups) * kernel**2
+
+    _compare(
+        answer,
+        right,
+        [(16, 32, 3, 8, 1), (16, 32, 5, 4, 4), (3, 8, 1, 7, 1)],
+        {
+            "these are multiply-accumulates; each is two operations": (
+                lambda c, d, k, s, g: right(c, d, k, s, g) // 2
+            ),
+            "with groups, an output channel reads `inputs / groups` channels alone": (
+                lambda c, d, k, s, g: right(c, d, k, s, 1)
+            ),
+            "groups divide once, not the inputs and the outputs both": (
+                lambda c, d, k, s, g: right(c, d, k, s, g) // g
+            ),
+            "a kernel has kernel x kernel weights a channel": (
+                lambda c, d, k, s, g: right(c, d, k, s, g) // k
+            ),
+            "every weight is used at each of size x size places": (
+                lambda c, d, k, s, g: right(c, d, k, 1, g)
+            ),
+            "that is forward and backward; only forward is asked": (
+                lambda c, d, k, s, g: 3 * right(c, d, k, s, g)
+            ),
+        },
+        "how many numbers come out, and how many weights does each of them meet?",
+    )
+
+
+def slower_of_two(answer: Function) -> None:
+    """Exercise 2 of the page on cost: `answer(rate, ms, workers)` is the images a second."""
+    _compare(
+        answer,
+        lambda rate, ms, workers: min(rate, 1000 * workers / ms),
+        [(5000.0, 1.2, 4), (3000.0, 1.2, 8), (100.0, 50.0, 2)],
+        {
+            "the faster of the two waits for the slower": (
+                lambda rate, ms, workers: max(rate, 1000 * workers / ms)
+            ),
+            "that is what the workers bring; the network may be slower": (
+                lambda rate, ms, workers: 1000 * workers / ms
+            ),
+            "that is one worker": lambda rate, ms, workers: min(rate, 1000 / ms),
+            "a second has 1000 milliseconds": lambda rate, ms, workers: min(rate, workers / ms),
+            "both work at the same time: their times do not add up": (
+                lambda rate, ms, workers: 1 / (1 / rate + ms / workers / 1000)
+            ),
+        },
+        "workers bring so many images a second, the network takes so many: which is less?",
+    )
+
+
 def paired_interval(answer: Function) -> None:
     """Exercise 1 of "What distillation buys": `answer(method, baseline)` gives (low, high)."""
     # Student's 97.5 % quantiles for 2 and 4 degrees of freedom, from any table of them.

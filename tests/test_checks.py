@@ -982,6 +982,44 @@ def test_longest_run(capsys):
     assert "Not solved yet" in check(lambda room, ann, share: ...)
 
 
+def test_convolution_operations(capsys):
+    def check(answer):
+        return said(capsys, checks.convolution_operations, answer)
+
+    def by_module(inputs, outputs, kernel, size, groups):
+        conv = torch.nn.Conv2d(inputs, outputs, kernel, groups=groups, bias=False)
+        return 2 * conv.weight.numel() * size * size
+
+    def macs(inputs, outputs, kernel, size, groups):
+        return by_module(inputs, outputs, kernel, size, groups) // 2
+
+    assert check(by_module) == "Right."
+    assert "each is two operations" in check(macs)
+    assert "`inputs / groups`" in check(lambda *sizes: by_module(*sizes[:4], 1))
+    assert "divide once" in check(lambda *sizes: by_module(*sizes) // sizes[4])
+    assert "kernel x kernel" in check(lambda *sizes: by_module(*sizes) // sizes[2])
+    assert "size x size" in check(lambda c, d, k, s, g: by_module(c, d, k, 1, g))
+    assert "only forward" in check(lambda *sizes: 3 * by_module(*sizes))
+    assert "Not solved yet" in check(lambda *sizes: ...)
+
+
+def test_slower_of_two(capsys):
+    def check(answer):
+        return said(capsys, checks.slower_of_two, answer)
+
+    def by_images(rate, ms, workers):
+        bottleneck = max(1000 / rate, ms / workers)  # milliseconds an image
+        return 1000 / bottleneck
+
+    assert check(by_images) == "Right."
+    assert "waits for the slower" in check(lambda r, ms, w: max(r, 1000 * w / ms))
+    assert "the network may be slower" in check(lambda r, ms, w: 1000 * w / ms)
+    assert "one worker" in check(lambda r, ms, w: min(r, 1000 / ms))
+    assert "1000 milliseconds" in check(lambda r, ms, w: min(r, w / ms))
+    assert "do not add up" in check(lambda r, ms, w: 1000 / (1000 / r + ms / w))
+    assert "Not solved yet" in check(lambda r, ms, w: None)
+
+
 def test_paired_interval(capsys):
     from scipy.stats import t
 
