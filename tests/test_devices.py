@@ -273,6 +273,18 @@ def test_two_processes_told_to_end_go_on(two):
 
 
 @pytest.mark.slow
+@pytest.mark.bad_input
+def test_a_run_goes_on_with_as_many_processes(two, monkeypatch, capsys):
+    """Fewer are another effective batch and another order of the images."""
+    monkeypatch.chdir(two)
+    monkeypatch.setattr(data, "cluttered", few)
+    same = ["fit", "--config", "run/config.yaml", "--run", "run"]
+    assert main([*same, "--trainer.devices", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "saved by a run of another recipe" in said and "processes: saved 2, now 1" in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("breaks", "said"),
     [
