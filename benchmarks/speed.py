@@ -316,40 +316,41 @@ def _distil_step(module: Distil, optimizer: torch.optim.Optimizer, batch: list[A
 
 
 def loading(device: str, rounds: int) -> list[Case]:
-    """A batch from files to tensors in one process, against the step that waits for it.
+    """A batch from files to tensors by one process, and the steps of the engine that wait for it.
 
-    The files are the shipped scenes as JPEG of quality 95; the steps are those of the recipes for
-    CIFAR. ResNet-20, T = 2.
+    The files are the shipped scenes as JPEG of quality 95, the augmentation that of the recipes for
+    CIFAR, or of their overlay `short`. ResNet-20, T = 2.
     """
-    random = {
-        "crop and flip": [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip()],
-        "AutoAugment": [v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)],
-        "erasing": [v2.RandomErasing(scale=(0.02, 0.2), value=121)],
+    short = [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip()]
+    recipe = [*short, v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)]
+    recipe += [v2.RandomErasing(scale=(0.02, 0.2), value=121)]
+    images = torch.randn(BATCH, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    batch = [images, torch.randint(10, (BATCH,), device=device)]
+    terms = {
+        "label-only": {},
+        "kd": {"kd": KD(1.0)},
+        "paper": {"samd": SAMD(1.0), "nld": NLD(1.0)},
     }
-    random["all of the recipe"] = [step for steps in random.values() for step in steps]
+    cases = []
+    for name, options in terms.items():
+        run = _distilling(_network("", None).to(device), 2, options, batch, device)
+        cases.append({"case": name, "run": run, "against": "label-only"})
+    cases[0]["against"] = ""
     with TemporaryDirectory() as root:
         scenes = data.cluttered("train", 200)
-        for part in ("train", "test"):
-            for i, (image, label) in enumerate(zip(scenes.images, scenes.labels, strict=True)):
+        for i, (image, label) in enumerate(zip(scenes.images, scenes.labels, strict=True)):
+            for part in ("train", "test"):
                 file = Path(root) / part / str(label.item()) / f"{i}.jpg"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 to_pil_image(image).save(file, quality=95)
-        cases = []
-        for held, words in ((False, "from JPEG files"), (True, "from memory")):
-            for name, steps in ({"nothing": []} | random).items():
-                if not held and name not in ("nothing", "all of the recipe"):
-                    continue  # decoding comes on top, whatever follows
-                module = FolderData(root, batch_size=BATCH, augment=steps, memory=held)
-                loader = module.train_dataloader()
-                run = partial(_first_batch, loader)
-                cases.append({"case": f"{name}, {words}", "run": run, "against": "label-only"})
-        images = torch.randn(BATCH, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
-        batch = [images, torch.randint(10, (BATCH,), device=device)]
-        terms = {"label-only": {}, "paper": {"samd": SAMD(1.0), "nld": NLD(1.0)}}
-        for name, options in terms.items():
-            run = _distilling(_network("", None).to(device), 2, options, batch, device)
+        for name, steps, held in (
+            ("recipe, from JPEG files", recipe, False),
+            ("recipe, from memory", recipe, True),
+            ("short, from memory", short, True),
+        ):
+            module = FolderData(root, batch_size=BATCH, augment=steps, memory=held)
+            run = partial(_first_batch, module.train_dataloader())
             cases.append({"case": name, "run": run, "against": "label-only"})
-        cases[-2]["against"] = ""
         shared = {"timesteps": 2, "batch": BATCH, "precision": "float32"}
         return measure([case | shared for case in cases], rounds, device)
 
