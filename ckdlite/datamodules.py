@@ -88,6 +88,7 @@ class _ImageData(L.LightningDataModule, ABC):
             drop_last=True,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def _whole(self, split: str) -> DataLoader:
@@ -213,8 +214,13 @@ class FolderData(_ImageData):
         images: how many training images, a random choice that is always the same; None takes all.
         size: side of the square to which each image is resized and cut; None leaves them as they
             are, all of one size.
+        resize: for large images of many sizes. Of validation and test images the shorter side is
+            resized to it, before the centre of `size` is cut out. Training images are then left as
+            they are: the first step of `augment` has to cut them, as RandomResizedCrop does.
+        test: the folder of the test images; ImageNet's is "val".
         batch_size: images a training batch, on each device.
-        augment: transforms of a training image, uint8 `[3, size, size]`, in this order.
+        augment: transforms of a training image, uint8 `[3, size, size]`, or with `resize` of the
+            image's own size, in this order.
         memory: decode each image once and keep it, for small images of one size that are seen
             often; 60,000 of 32 x 32 take 184 MB.
         mean: of each channel, in units of the [0, 1] range. The default is CIFAR-10's.
@@ -235,6 +241,8 @@ class FolderData(_ImageData):
         root: str | Path,
         images: int | None = None,
         size: int | None = 32,
+        resize: int | None = None,
+        test: str = "test",
         batch_size: int = 128,
         augment: Sequence[nn.Module] = (),
         memory: bool = False,
@@ -245,14 +253,18 @@ class FolderData(_ImageData):
     ) -> None:
         super().__init__(images, batch_size, augment, workers, seed)
         self.root, self.size, self.mean, self.std = Path(root), size, tuple(mean), tuple(std)
-        self.memory = memory
+        self.memory, self.resize, self.test = memory, resize, test
 
     def recipe(self) -> dict[str, Any]:
         # Not the root: a run may go on where the images lie elsewhere.
-        return super().recipe() | {"size": self.size, "mean": self.mean, "std": self.std}
+        about = {"size": self.size, "resize": self.resize, "mean": self.mean, "std": self.std}
+        return super().recipe() | about
 
     def _open(self, split: str) -> Dataset:
-        found = data.folder(self.root, split, size=self.size, transform=pil_to_tensor)
+        # With `resize`, what is cut out of a training image is the first augmentation's choice.
+        whole = split == "train" and self.resize is not None
+        sizes = {} if whole else {"size": self.size, "resize": self.resize}
+        found = data.folder(self.root, split, test=self.test, transform=pil_to_tensor, **sizes)
         found = self._some(found) if split == "train" else found
         if not self.memory:
             return found

@@ -438,6 +438,7 @@ class Distil(_Learner):
         images, labels = batch[:2]
         logits, spikes = self._look(images)
         guide = self._guide(images, labels)
+        self._same_classes(logits, guide.logits)
         losses, weights = {"ce": F.cross_entropy(logits, labels)}, {"ce": 1.0}
         for name, term in self.terms.items():
             options = asdict(term)
@@ -506,6 +507,13 @@ class Distil(_Learner):
         seen = features[self.teacher_layer]
         return _Guide(logits.float(), cam(seen.float(), weight.float(), target), seen)
 
+    def _same_classes(self, own: Tensor, their: Tensor | None) -> None:
+        if their is not None and own.shape != their.shape:
+            raise RunError(
+                f"the student has {own.shape[1]} classes, the teacher {their.shape[1]}; wanted the "
+                "same classes in the same order: give both networks those of the data"
+            )
+
     def _unlike(self, what: str, own: Sequence[int], their: Sequence[int]) -> RunError:
         sizes = [" x ".join(map(str, size)) for size in (own, their)]
         return RunError(
@@ -525,7 +533,8 @@ class Distil(_Learner):
             logits, spikes = self._look(batch[0])
         with self._finite():
             maps = spike_map(spikes)
-        guide, _ = grad_cam(self.teacher, self.teacher_layer, batch[0], batch[1])
+        guide, their = grad_cam(self.teacher, self.teacher_layer, batch[0], batch[1])
+        self._same_classes(logits, their)
         self._score(stage, batch, logits, maps, guide if guide.shape == maps.shape else None)
         if rates:
             each = {name: sum(found) / len(found) for name, found in rates.items()}
