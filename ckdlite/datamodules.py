@@ -28,6 +28,8 @@ class _ImageData(L.LightningDataModule, ABC):
 
     mean: Sequence[float] = data.MEAN
     std: Sequence[float] = data.STD
+    #: Images a batch of validation and test.
+    whole_batch = 250
 
     def __init__(
         self,
@@ -92,7 +94,12 @@ class _ImageData(L.LightningDataModule, ABC):
         )
 
     def _whole(self, split: str) -> DataLoader:
-        return DataLoader(self._dataset(split), batch_size=250, num_workers=self.workers)
+        return DataLoader(
+            self._dataset(split),
+            batch_size=self.whole_batch,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def val_dataloader(self) -> DataLoader:
         return self._whole("validation")
@@ -231,7 +238,7 @@ class FolderData(_ImageData):
     Raises:
         FileNotFoundError: no such folder, when its images are first wanted.
         ValueError: more images wanted than there are, images of several sizes where they are kept
-            in memory, and all that `data.folder` raises.
+            in memory, `resize` without a step in `augment`, and all that `data.folder` raises.
 
     Source: see `data.folder`.
     """
@@ -254,6 +261,13 @@ class FolderData(_ImageData):
         super().__init__(images, batch_size, augment, workers, seed)
         self.root, self.size, self.mean, self.std = Path(root), size, tuple(mean), tuple(std)
         self.memory, self.resize, self.test = memory, resize, test
+        if resize is not None:
+            if not self.augment:
+                raise ValueError(
+                    f"resize: got {resize}, with which training images keep their own size; wanted "
+                    "a step in augment that cuts them, as RandomResizedCrop does"
+                )
+            self.whole_batch = batch_size  # what is too large to train on is too large to score
 
     def recipe(self) -> dict[str, Any]:
         # Not the root: a run may go on where the images lie elsewhere.
