@@ -44,10 +44,9 @@ def sew_resnet34(timesteps: int, classes: int = 1000) -> OverTime:
 def spikformer(timesteps: int, classes: int = 1000) -> OverTime:
     """Spikformer of six blocks, 384 channels, 12 heads: attention between spikes, no softmax.
 
-    13.2 million parameters. Its neurons are those of its paper: LIF with tau 2 that scales its input
-    down too, and a threshold of 0.5 after the attention. A patch is 16 x 16: of images 224 x 224,
-    `network.blocks.5` gives whole numbers `[T, B, 384, 14, 14]`, sums of spikes. Height and width
-    of an image are multiples of 16.
+    13.2 million parameters. Its neurons are SpikingJelly's choice for it: LIF with tau 2 that
+    scales its input down too, and a threshold of 0.5 after the attention. A patch is 16 x 16: of
+    images 224 x 224, `network.blocks.5` gives whole numbers `[T, B, 384, 14, 14]`, sums of spikes.
 
     Args:
         timesteps: T, how often the image is shown.

@@ -1,4 +1,4 @@
-"""The recipes for ImageNet: every documented combination trains on generated images of its shape."""
+"""The recipes for ImageNet: each documented combination trains on generated images of its shape."""
 
 import os
 import shutil
@@ -150,6 +150,11 @@ def test_images_of_many_sizes():
             ["kd"],
             ["--model.teacher.num_classes", "10"],
             ["the student has 4 classes, the teacher 10; wanted the same classes"],
+        ),
+        (
+            ["paper"],
+            ["--model.student.classes", "3", "--data.seed", "1"],
+            ["the data has label 3, the student 3 classes, numbered from 0"],
         ),
         (["label-only"], ["--model.teacher.num_classes", "10"], ["4 classes, the teacher 10"]),
         (
