@@ -28,8 +28,7 @@ class _ImageData(L.LightningDataModule, ABC):
 
     mean: Sequence[float] = data.MEAN
     std: Sequence[float] = data.STD
-    #: Images a batch of validation and test.
-    whole_batch = 250
+    scored = 250  # images at once in validation and test
 
     def __init__(
         self,
@@ -94,12 +93,7 @@ class _ImageData(L.LightningDataModule, ABC):
         )
 
     def _whole(self, split: str) -> DataLoader:
-        return DataLoader(
-            self._dataset(split),
-            batch_size=self.whole_batch,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return DataLoader(self._dataset(split), self.scored, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._whole("validation")
@@ -267,7 +261,7 @@ class FolderData(_ImageData):
                     f"resize: got {resize}, with which training images keep their own size; wanted "
                     "a step in augment that cuts them, as RandomResizedCrop does"
                 )
-            self.whole_batch = batch_size  # what is too large to train on is too large to score
+            self.scored = batch_size  # what is too large to train on is too large to score
 
     def recipe(self) -> dict[str, Any]:
         # Not the root: a run may go on where the images lie elsewhere.
