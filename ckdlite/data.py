@@ -238,6 +238,8 @@ def folder(
     split: str,
     *,
     size: int | None = None,
+    resize: int | None = None,
+    test: str = "test",
     transform: Callable[[Any], Any] | None = None,
 ) -> Dataset:
     """Open a folder of images, `root/train/<class>/*` and `root/test/<class>/*`.
@@ -254,30 +256,38 @@ def folder(
         split: "train", "validation" or "test".
         size: side of the square, in pixels. The shorter side is resized to it (bilinear,
             antialiased), then the centre is cut out. None leaves every image as it is.
+        resize: what the shorter side is resized to, where it is not `size` but more.
+        test: the folder of the test images, as "val" of ImageNet.
         transform: called on each image after the resize.
 
     Raises:
         ImportError: torchvision is not installed.
-        ValueError: `split` is unknown, `size` is below 1, the classes of train and test differ,
-            or a class has too few images. Reading a damaged image raises it too.
+        ValueError: `split` is unknown, `size` is below 1, `resize` below `size` or given without
+            it, the classes of train and test differ, or a class has too few images. Reading a
+            damaged image raises it too.
         FileNotFoundError: `root/train` or `root/test` is missing.
     """
     _one_of("split", split, SPLITS)
     if size is not None:
         _whole("size", size, 1, 2**16)
+    if resize is not None:
+        if size is None:
+            raise ValueError(f"resize is {resize} without a size; give the size to cut out as well")
+        _whole("resize", resize, size, 2**16)
     tv = _torchvision()
     root = Path(root)
-    names = {part: _class_names(root / part) for part in ("train", "test")}
-    if names["train"] != names["test"]:
-        lone = sorted(names["train"] ^ names["test"])
+    names = {part: _class_names(root / part) for part in ("train", test)}
+    if names["train"] != names[test]:
+        lone = sorted(names["train"] ^ names[test])
         raise ValueError(
-            f"{root}: train and test must have the same classes; only one of them has "
+            f"{root}: train and {test} must have the same classes; only one of them has "
             + ", ".join(lone)
         )
     steps = [] if transform is None else [transform]
     if size is not None:
-        steps = [tv.transforms.Resize(size), tv.transforms.CenterCrop(size), *steps]
-    where = root / ("test" if split == "test" else "train")
+        scale = tv.transforms.Resize(resize or size)
+        steps = [scale, tv.transforms.CenterCrop(size), *steps]
+    where = root / (test if split == "test" else "train")
     # allow_empty, because the check below names the class and says how many images it wants.
     whole = tv.datasets.ImageFolder(
         where,

@@ -32,6 +32,7 @@ class _ImageData(L.LightningDataModule, ABC):
     #: Validate, and so choose the best epoch, on the test images, as the released code does. What
     #: such a run scores on them is too good. `--select_on_test true`.
     select_on_test = False
+    scored = 250  # images at once in validation and test
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class _ImageData(L.LightningDataModule, ABC):
             drop_last=True,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def _ranks(self) -> tuple[int, int]:
@@ -112,7 +114,7 @@ class _ImageData(L.LightningDataModule, ABC):
                 "processes"
             )
         mine = UnrepeatedDistributedSampler(images, ranks, rank, shuffle=False)
-        return DataLoader(images, batch_size=250, sampler=mine, num_workers=self.workers)
+        return DataLoader(images, self.scored, sampler=mine, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._whole("test" if self.select_on_test else "validation")
@@ -234,8 +236,13 @@ class FolderData(_ImageData):
         images: how many training images, a random choice that is always the same; None takes all.
         size: side of the square to which each image is resized and cut; None leaves them as they
             are, all of one size.
+        resize: for large images of many sizes. Of validation and test images the shorter side is
+            resized to it, before the centre of `size` is cut out. Training images are then left as
+            they are: the first step of `augment` has to cut them, as RandomResizedCrop does.
+        test: the folder of the test images; ImageNet's is "val".
         batch_size: images a training batch, on each device.
-        augment: transforms of a training image, uint8 `[3, size, size]`, in this order.
+        augment: transforms of a training image, uint8 `[3, size, size]`, or with `resize` of the
+            image's own size, in this order.
         memory: decode each image once and keep it, for small images of one size that are seen
             often; 60,000 of 32 x 32 take 184 MB.
         mean: of each channel, in units of the [0, 1] range. The default is CIFAR-10's.
@@ -246,7 +253,7 @@ class FolderData(_ImageData):
     Raises:
         FileNotFoundError: no such folder, when its images are first wanted.
         ValueError: more images wanted than there are, images of several sizes where they are kept
-            in memory, and all that `data.folder` raises.
+            in memory, `resize` without a step in `augment`, and all that `data.folder` raises.
 
     Source: see `data.folder`.
     """
@@ -256,6 +263,8 @@ class FolderData(_ImageData):
         root: str | Path,
         images: int | None = None,
         size: int | None = 32,
+        resize: int | None = None,
+        test: str = "test",
         batch_size: int = 128,
         augment: Sequence[nn.Module] = (),
         memory: bool = False,
@@ -266,14 +275,25 @@ class FolderData(_ImageData):
     ) -> None:
         super().__init__(images, batch_size, augment, workers, seed)
         self.root, self.size, self.mean, self.std = Path(root), size, tuple(mean), tuple(std)
-        self.memory = memory
+        self.memory, self.resize, self.test = memory, resize, test
+        if resize is not None:
+            if not self.augment:
+                raise ValueError(
+                    f"resize: got {resize}, with which training images keep their own size; wanted "
+                    "a step in augment that cuts them, as RandomResizedCrop does"
+                )
+            self.scored = batch_size  # what is too large to train on is too large to score
 
     def recipe(self) -> dict[str, Any]:
         # Not the root: a run may go on where the images lie elsewhere.
-        return super().recipe() | {"size": self.size, "mean": self.mean, "std": self.std}
+        about = {"size": self.size, "resize": self.resize, "mean": self.mean, "std": self.std}
+        return super().recipe() | about
 
     def _open(self, split: str) -> Dataset:
-        found = data.folder(self.root, split, size=self.size, transform=pil_to_tensor)
+        # With `resize`, what is cut out of a training image is the first augmentation's choice.
+        whole = split == "train" and self.resize is not None
+        sizes = {} if whole else {"size": self.size, "resize": self.resize}
+        found = data.folder(self.root, split, test=self.test, transform=pil_to_tensor, **sizes)
         found = self._some(found) if split == "train" else found
         if not self.memory:
             return found

@@ -509,7 +509,9 @@ class Distil(_Learner):
     def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
         images, labels = batch[:2]
         logits, spikes = self._look(images)
+        self._check_labels(labels, logits)
         guide = self._guide(images, labels)
+        self._same_classes(logits, guide.logits)
         losses, weights = {"ce": F.cross_entropy(logits, labels)}, {"ce": 1.0}
         for name, term in self.terms.items():
             options = asdict(term)
@@ -578,6 +580,21 @@ class Distil(_Learner):
         seen = features[self.teacher_layer]
         return _Guide(_wide(logits), cam(_wide(seen), _wide(weight), target), seen)
 
+    def _check_labels(self, labels: Tensor, logits: Tensor) -> None:
+        # A GPU would only say that an assertion failed, and be of no more use.
+        if (most := int(labels.max())) >= logits.shape[1]:
+            raise RunError(
+                f"the data has label {most}, the student {logits.shape[1]} classes, numbered from "
+                "0; wanted as many classes as the data has"
+            )
+
+    def _same_classes(self, own: Tensor, their: Tensor | None) -> None:
+        if their is not None and own.shape != their.shape:
+            raise RunError(
+                f"the student has {own.shape[1]} classes, the teacher {their.shape[1]}; wanted the "
+                "same classes in the same order: give both networks those of the data"
+            )
+
     def _unlike(self, what: str, own: Sequence[int], their: Sequence[int]) -> RunError:
         sizes = [" x ".join(map(str, size)) for size in (own, their)]
         return RunError(
@@ -597,9 +614,11 @@ class Distil(_Learner):
     def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> Seen:
         with count_spikes(self.student) as rates:
             logits, spikes = self._look(batch[0])
+        self._check_labels(batch[1], logits)
         with self._finite():
             maps = spike_map(spikes)
-        guide, _ = grad_cam(self.teacher, self.teacher_layer, batch[0], batch[1])
+        guide, their = grad_cam(self.teacher, self.teacher_layer, batch[0], batch[1])
+        self._same_classes(logits, their)
         self._score(stage, batch, logits, maps, guide if guide.shape == maps.shape else None)
         if rates:
             each = {name: sum(found) / len(found) for name, found in rates.items()}

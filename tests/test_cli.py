@@ -25,7 +25,8 @@ from ckdlite.runs import checkpoint, history, read
 from ckdlite.training import Distil, Teacher
 
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-# Those over the scenes; `tests/test_recipes.py` has the bases for CIFAR and what goes over them.
+# Those over the scenes; `tests/test_recipes.py` has the bases for CIFAR and what goes over them,
+# `tests/test_scale.py` those for ImageNet.
 OVERLAYS = [
     *("attention-transfer", "both", "feature-mse", "kd", "label-only", "nld", "paper"),
     *("released", "samd", "teacher"),
@@ -97,8 +98,8 @@ def complaint(capsys, status):
 
 
 def test_the_recipes_are_there():
-    """Each is tried somewhere: here over the scenes, or in `tests/test_recipes.py`."""
-    elsewhere = {name for name in NAMES if name.startswith("cifar")} | {"folder", "short"}
+    """Each is tried somewhere: here over the scenes, or in a file of tests of its own."""
+    elsewhere = {n for n in NAMES if n.startswith(("cifar", "imagenet"))} | {"folder", "short"}
     assert set(NAMES) == {"scenes", "photos", *OVERLAYS} | elsewhere
 
 
