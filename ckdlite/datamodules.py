@@ -24,10 +24,11 @@ CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 
 class _ImageData(L.LightningDataModule, ABC):
-    """What both data modules share: order, augmentation, batches."""
+    """What all data modules share: order, augmentation, batches."""
 
     mean: Sequence[float] = data.MEAN
     std: Sequence[float] = data.STD
+    scored = 250  # images at once in validation and test
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class _ImageData(L.LightningDataModule, ABC):
         )
 
     def _whole(self, split: str) -> DataLoader:
-        return DataLoader(self._dataset(split), batch_size=250, num_workers=self.workers)
+        return DataLoader(self._dataset(split), self.scored, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._whole("validation")

@@ -529,7 +529,7 @@ class Distil(_Learner):
         self._score(stage, batch, logits, maps, guide if guide.shape == maps.shape else None)
         if rates:
             each = {name: sum(found) / len(found) for name, found in rates.items()}
-            size = {"on_epoch": True, "sync_dist": True, "batch_size": len(batch[0])}
+            size = {"on_epoch": True, "sync_dist": True, "batch_size": len(batch[1])}
             self.log(f"{stage}/firing_rate", sum(each.values()) / len(each), **size)
             if stage == "val":
                 self.log_dict({f"rate/{name}": rate for name, rate in each.items()}, **size)
