@@ -126,8 +126,8 @@ class EventData(_ImageData):
         root: the folder of the classes.
         timesteps: T, how many frames; a student's own must be the same.
         size: side of the frames.
-        recordings: how many every class must have, so that half a download is found out; None for
-            a folder of your own.
+        recordings: how many every class must have, so that half a download is found out; 0 for a
+            folder of your own, with any number from 3 on.
         images: how many training recordings, a random choice that is always the same; None takes
             all.
         download: fetch CIFAR10-DVS through tonic where it is not there, which checks its MD5; root
@@ -153,7 +153,7 @@ class EventData(_ImageData):
         root: str | Path = "data/CIFAR10DVS",
         timesteps: int = 10,
         size: int = 48,
-        recordings: int | None = 1000,
+        recordings: int = 1000,
         images: int | None = None,
         download: bool = False,
         batch_size: int = 64,
@@ -255,7 +255,7 @@ def _tonic() -> ModuleType:
     return tonic
 
 
-def _recordings(root: Path, wanted: int | None) -> Mapping[str, list[Path]]:
+def _recordings(root: Path, wanted: int) -> Mapping[str, list[Path]]:
     """The recordings of each class, in the order of their numbers."""
     classes = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if not classes:
@@ -266,7 +266,7 @@ def _recordings(root: Path, wanted: int | None) -> Mapping[str, list[Path]]:
     found = {}
     for path in classes:
         files = [p for p in path.iterdir() if p.suffix in (".aedat4", ".npy")]
-        if len(files) < 3 or wanted not in (None, len(files)):
+        if len(files) < 3 or wanted not in (0, len(files)):
             raise FileNotFoundError(
                 f"{path}: {len(files)} recordings (.aedat4, .npy) there, wanted "
                 f"{wanted or 'at least 3'}; if a download or its unpacking stopped halfway, "

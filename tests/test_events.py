@@ -25,7 +25,7 @@ SMALL = [
     *("--trainer.enable_model_summary", "false", "--trainer.log_every_n_steps", "1"),
     *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"),
     *("--data.batch_size", "2", "--data.images", "4", "--data.workers", "0"),
-    *("--data.root", "mine", "--data.recordings", "null"),
+    *("--data.root", "mine", "--data.recordings", "0"),
 ]
 PLAIN = ["--model.student.neuron.compiled", "false", "--model.gradient_norms_every", "1"]
 
@@ -138,17 +138,17 @@ def test_the_last_tenth_of_each_class_tests_and_a_tenth_of_the_rest_validates():
     assert test == [(label, i) for label in (0, 1) for i in (27, 28, 29)]
     assert len(train) == 50 and [label for label, _ in held] == [0, 0, 1, 1]
     assert sorted(train + held + test) == [(label, i) for label in (0, 1) for i in range(30)]
-    again = events.EventData("mine", timesteps=3, size=128, recordings=None, seed=5)
+    again = events.EventData("mine", timesteps=3, size=128, recordings=0, seed=5)
     assert places(again, "validation") == held
     some = events.EventData("mine", timesteps=3, size=128, recordings=30, images=8, batch_size=4)
     assert len(some._dataset("train")) == 8 and len(some._dataset("test")) == 6
     with pytest.raises(ValueError, match="images: got 51, wanted at most the 50 training images"):
-        events.EventData("mine", 3, 128, None, images=51, batch_size=4).train_dataloader()
+        events.EventData("mine", 3, 128, 0, images=51, batch_size=4).train_dataloader()
 
 
 def test_frames_are_made_once_and_whole(monkeypatch, capsys):
     write("mine")
-    module = events.EventData("mine", recordings=None)
+    module = events.EventData("mine", recordings=0)
     made = module._frames()
     assert [str(path) for path in made] == ["mine-frames/10x48/a.npy", "mine-frames/10x48/b.npy"]
     assert np.load(made[0]).dtype == np.float16
@@ -157,10 +157,10 @@ def test_frames_are_made_once_and_whole(monkeypatch, capsys):
     assert capsys.readouterr().err.count("making the frames of 10 x") == 2
     with monkeypatch.context() as patch:
         patch.setattr(events, "frames", None)  # not called again
-        events.EventData("mine", recordings=None)._frames()
+        events.EventData("mine", recordings=0)._frames()
     assert capsys.readouterr().err == ""
     # Another T or size has files of its own.
-    assert events.EventData("mine", 2, recordings=None)._frames()[0].parent.name == "2x48"
+    assert events.EventData("mine", 2, recordings=0)._frames()[0].parent.name == "2x48"
 
     made[1].unlink()
     calls = []
@@ -200,7 +200,7 @@ def test_the_frames_of_a_sample_are_augmented_alike():
 def test_the_seed_alone_decides_a_samples_augmentation():
     write("mine")
     steps = [v2.RandomHorizontalFlip(), events.Roll(5)]
-    options = {"recordings": None, "batch_size": 4, "augment": steps}
+    options = {"recordings": 0, "batch_size": 4, "augment": steps}
     one = [
         torch.cat([batch[0] for batch in module.train_dataloader()])
         for module in (events.EventData("mine", **options, seed=s) for s in (0, 0, 1))
@@ -211,7 +211,7 @@ def test_the_seed_alone_decides_a_samples_augmentation():
 
 def test_batches_come_time_first():
     write("mine")
-    module = events.EventData("mine", recordings=None, batch_size=4)
+    module = events.EventData("mine", recordings=0, batch_size=4)
     raw = next(iter(module.train_dataloader()))
     samples, labels = module.on_after_batch_transfer(raw, 0)
     assert samples.shape == (10, 4, 2, 48, 48) and samples.dtype == torch.float32
@@ -270,7 +270,7 @@ def test_firing_rates_are_weighted_by_recordings_not_by_timesteps():
     options |= {"accelerator": "cpu", "inference_mode": False, "enable_checkpointing": False}
     found = []
     for scored in (2, 1):
-        held = events.EventData("mine", 4, 32, recordings=None)
+        held = events.EventData("mine", 4, 32, recordings=0)
         held.scored = scored
         held._held["validation"] = torch.utils.data.Subset(held._dataset("test"), range(3))
         (scores,) = L.Trainer(**options).validate(module, held, verbose=False)
@@ -305,7 +305,7 @@ def test_every_setting_but_where_the_recordings_lie_belongs_to_the_run():
 def test_recordings_that_are_missing_or_damaged(capsys):
     def refused(error, said, **options):
         with pytest.raises(error, match=said):
-            events.EventData("mine", **({"recordings": None} | options)).prepare_data()
+            events.EventData("mine", **({"recordings": 0} | options)).prepare_data()
 
     refused(FileNotFoundError, r"mine: no folders of recordings .* --data.download true")
     assert fit("label-only", run="runs/x", options=PLAIN[:2]) == 1
@@ -322,7 +322,7 @@ def test_recordings_that_are_missing_or_damaged(capsys):
     np.save(damaged, changed(x=128))
     refused(RunError, r"b/cifar10_4.npy is damaged .* x from 0 to 128")
     damaged.write_bytes(whole)
-    module = events.EventData("mine", recordings=None)
+    module = events.EventData("mine", recordings=0)
     module.prepare_data()
     cached = Path("mine-frames/10x48/a.npy")
     cached.write_bytes(cached.read_bytes()[:1000])
@@ -371,7 +371,7 @@ def test_an_aedat4_file_is_read_by_tonic():
     for name in ("cut", "one", "two"):
         damaged.with_stem(name).write_bytes(path.read_bytes()[:2000])
     with pytest.raises(RunError, match=r"cut.aedat4 is damaged or no recording"):
-        events.EventData("mine", recordings=None).prepare_data()
+        events.EventData("mine", recordings=0).prepare_data()
 
 
 def test_without_the_packages_the_extra_is_named(monkeypatch):
