@@ -35,10 +35,10 @@ def frames(
 
     .. math::
 
-        w &= \lfloor (t_1 - t_0) / T \rfloor \\
-        n_{bpyx} &= \#\{i : \lfloor (t_i - t_0) / w \rfloor = b,\ (p_i, y_i, x_i) = (p, y, x)\}
+        d &= \lfloor (t_1 - t_0) / T \rfloor \\
+        n_{bpyx} &= \#\{i : \lfloor (t_i - t_0) / d \rfloor = b,\ (p_i, y_i, x_i) = (p, y, x)\}
 
-    Events from :math:`t_0 + T w` on are left out. Counted by `tonic.transforms.ToFrame`, resized
+    Events from :math:`t_0 + T d` on are left out. Counted by `tonic.transforms.ToFrame`, resized
     by torchvision's bilinear rule with antialiasing, as images are; a resized value is a mean
     count, not whole. Nothing is divided: about one event a pixel and bin is the order of
     CIFAR10-DVS, and the first batch norm does the rest.
