@@ -1730,7 +1730,7 @@ def time_bin(answer: Function) -> None:
     _compare(
         answer,
         right,
-        [(1500, 500, 10_507, 10), (10_507, 500, 10_507, 10), (4501, 500, 10_507, 10)],
+        [(1500, 700, 10_707, 10), (10_707, 700, 10_707, 10), (4701, 700, 10_707, 10)],
         {
             "the recording begins at its first event: subtract its time": (
                 lambda t, f, e, n: t // ((e - f) // n) if t // ((e - f) // n) < n else -1
