@@ -349,7 +349,7 @@ class MeanFrames(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Float[Tensor, "T B C H W"]) -> Float[Tensor, "B K"]:
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "B K"]:
         """The logits of the mean frame."""
         if x.dim() != 5:
             raise ValueError(f"input: got shape {list(x.shape)}, wanted [T, B, C, H, W]")
