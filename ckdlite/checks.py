@@ -1989,6 +1989,85 @@ def pooled_kernel(answer: Function) -> None:
     )
 
 
+def time_bin(answer: Function) -> None:
+    """Exercise 1 of chapter 4.3: `answer(t, first, last, T)` is an event's bin, -1 for none."""
+
+    def right(t: int, first: int, last: int, bins: int) -> int:
+        found = (t - first) // ((last - first) // bins)
+        return found if found < bins else -1
+
+    _compare(
+        answer,
+        right,
+        [(1500, 700, 10_707, 10), (10_707, 700, 10_707, 10), (4701, 700, 10_707, 10)],
+        {
+            "the recording begins at its first event: subtract its time": (
+                lambda t, f, e, n: t // ((e - f) // n) if t // ((e - f) // n) < n else -1
+            ),
+            "an event beyond the last bin is left out: give -1": (
+                lambda t, f, e, n: (t - f) // ((e - f) // n)
+            ),
+            "an event beyond the last bin is left out, not put into it": (
+                lambda t, f, e, n: min((t - f) // ((e - f) // n), n - 1)
+            ),
+            "bins are counted from 0": (
+                lambda t, f, e, n: b + 1 if (b := right(t, f, e, n)) >= 0 else -1
+            ),
+            "the width is rounded down to whole microseconds before anything is divided by it": (
+                lambda t, f, e, n: b if (b := (t - f) * n // (e - f)) < n else -1
+            ),
+        },
+        "width d = (last - first) // T; then b = (t - first) // d, and -1 where that is T or more",
+    )
+
+
+def signed_events(answer: Function) -> None:
+    """Exercise 2 of chapter 4.3: `answer(before, after, kappa)`, brighter minus darker."""
+
+    def steps(before: float, after: float, kappa: float) -> float:
+        return math.log(after / before) / kappa
+
+    _compare(
+        answer,
+        lambda *given: math.trunc(steps(*given)),
+        [(1.0, 3.0, 0.3), (2.0, 0.5, 0.3), (1.0, 1.1, 0.3)],
+        {
+            "an event is sent when a whole step is reached: no rounding to the nearest": (
+                lambda *given: round(steps(*given))
+            ),
+            "on the way down a step counts when it is whole too: round towards zero": (
+                lambda *given: math.floor(steps(*given))
+            ),
+            "the camera watches the logarithm of the light, not the light": (
+                lambda before, after, kappa: math.trunc((after - before) / kappa)
+            ),
+            "brighter is positive, darker negative": lambda *given: -math.trunc(steps(*given)),
+            "darker events count with a minus": lambda *given: abs(math.trunc(steps(*given))),
+            "events are whole: count the steps that were reached": steps,
+            "the logarithm is the natural one": (
+                lambda before, after, kappa: math.trunc(math.log10(after / before) / kappa)
+            ),
+        },
+        "how many whole steps of kappa fit between log(before) and log(after)?",
+    )
+
+
+def mean_frame(answer: Any) -> None:
+    """Exercise 3 of chapter 4.3: `{what: "yes" or "no"}`, what the mean frame tells."""
+    _quiz(
+        answer,
+        {
+            "edges": ("yes", "events come where edges pass, and the mean keeps the place"),
+            "direction": ("no", "both ways pass the same edges as often, and order is lost"),
+            "rounds": ("yes", "twice the rounds send twice the events into the same T frames"),
+            "contrast": ("yes", "a strong edge passes more steps of kappa: more events there"),
+            "sign": ("no", "at each pixel brighter and darker events are equally many"),
+        },
+        ("yes", "no"),
+        "ask of each: does it change how many events of a polarity a pixel sends in all?",
+    )
+
+
 class _UnsolvedError(Exception):
     """The reader has not written an answer yet."""
 

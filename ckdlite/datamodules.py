@@ -25,7 +25,7 @@ CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 
 class _ImageData(L.LightningDataModule, ABC):
-    """What both data modules share: order, augmentation, batches."""
+    """What all data modules share: order, augmentation, batches."""
 
     mean: Sequence[float] = data.MEAN
     std: Sequence[float] = data.STD

@@ -328,6 +328,34 @@ class OverTime(nn.Module):
         return f"timesteps={self.timesteps}{each_step}"
 
 
+class MeanFrames(nn.Module):
+    r"""A network without time as the teacher of event frames: it sees their mean over T.
+
+    .. math:: \bar{x} = \frac{1}{T} \sum_t x_t
+
+    Its layers have the network's names behind `network.`, as `"network.stage3"`. The mean knows
+    where events were, and no order in time. Our choice; CKDSNN's teacher of events is not public.
+
+    Args:
+        network: `[B, C, H, W]` to logits `[B, K]`.
+
+    Raises:
+        ValueError: an input that is not `[T, B, C, H, W]`.
+
+    Chapter 4.3.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "B K"]:
+        """The logits of the mean frame."""
+        if x.dim() != 5:
+            raise ValueError(f"input: got shape {list(x.shape)}, wanted [T, B, C, H, W]")
+        return self.network(x.mean(0))
+
+
 def _check_logits(axes: str, logits: Any, *sizes: int) -> None:
     is_tensor = isinstance(logits, Tensor)
     if not is_tensor or logits.dim() != len(sizes) + 1 or logits.shape[:-1] != sizes:

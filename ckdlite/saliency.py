@@ -88,7 +88,7 @@ def cam(
 def grad_cam(
     model: nn.Module,
     layer: str,
-    images: Float[Tensor, "B ..."],
+    images: Float[Tensor, "..."],
     target: Integer[Tensor, " B"] | None = None,
     *,
     relu: bool = True,

@@ -622,7 +622,7 @@ class Distil(_Learner):
         self._score(stage, batch, logits, maps, guide if guide.shape == maps.shape else None)
         if rates:
             each = {name: sum(found) / len(found) for name, found in rates.items()}
-            size = _over_all(batch[0])
+            size = _over_all(batch[1])
             self.log(f"{stage}/firing_rate", sum(each.values()) / len(each), **size)
             if stage == "val":
                 self.log_dict({f"rate/{name}": rate for name, rate in each.items()}, **size)

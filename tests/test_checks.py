@@ -1329,3 +1329,63 @@ def test_pooled_kernel(capsys):
     assert "come first" in verdict(lambda w: right(w).movedim(0, 1))
     assert "values are not" in verdict(lambda w: 3 * right(w))
     assert "Not solved yet" in verdict(lambda w: None)
+
+
+def test_time_bin(capsys):
+    def verdict(answer):
+        return said(capsys, checks.time_bin, answer)
+
+    def place(t, first, last, bins):
+        return int((t - first) / int((last - first) / bins))
+
+    def kept(b, bins):
+        return b if b < bins else -1
+
+    assert verdict(lambda t, f, e, n: kept(place(t, f, e, n), n)) == "Right."
+    assert "subtract its time" in verdict(lambda t, f, e, n: kept(place(t + f, f, e, n), n))
+    assert "give -1" in verdict(place)
+    assert "not put into it" in verdict(lambda t, f, e, n: min(place(t, f, e, n), n - 1))
+    assert "counted from 0" in verdict(
+        lambda t, f, e, n: kept(place(t, f, e, n), n) + (place(t, f, e, n) < n)
+    )
+    assert "rounded down" in verdict(lambda t, f, e, n: kept(int((t - f) / (e - f) * n), n))
+    assert "got" in verdict(lambda *a: 3)
+    assert "Not solved yet" in verdict(lambda *a: None)
+
+
+def test_signed_events(capsys):
+    def verdict(answer):
+        return said(capsys, checks.signed_events, answer)
+
+    def steps(a, b, k):
+        return (math.log(b) - math.log(a)) / k
+
+    assert verdict(lambda a, b, k: int(steps(a, b, k))) == "Right."
+    assert "to the nearest" in verdict(lambda a, b, k: round(steps(a, b, k)))
+    assert "towards zero" in verdict(lambda a, b, k: math.floor(steps(a, b, k)))
+    assert "not the light" in verdict(lambda a, b, k: int((b - a) / k))
+    assert "brighter is positive" in verdict(lambda a, b, k: int(steps(b, a, k)))
+    assert "with a minus" in verdict(lambda a, b, k: abs(int(steps(a, b, k))))
+    assert "events are whole" in verdict(steps)
+    assert "the natural one" in verdict(lambda a, b, k: int(steps(a, b, k) / math.log(10)))
+    assert "got" in verdict(lambda *a: 99)
+    assert "Not solved yet" in verdict(lambda *a: None)
+
+
+def test_mean_frame(capsys):
+    def verdict(answer):
+        return said(capsys, checks.mean_frame, answer)
+
+    right = {"edges": "yes", "direction": "no", "rounds": "yes", "contrast": "yes", "sign": "no"}
+    assert verdict(right) == "Right."
+    for name, why in (
+        ("edges", "keeps the place"),
+        ("direction", "order is lost"),
+        ("rounds", "twice the events"),
+        ("contrast", "more steps of kappa"),
+        ("sign", "equally many"),
+    ):
+        other = {"yes": "no", "no": "yes"}[right[name]]
+        assert why in verdict(right | {name: other})
+    assert "has no answer yet" in verdict(right | {"sign": ...})
+    assert "Not solved yet" in verdict(dict.fromkeys(right, ...))
