@@ -1,14 +1,20 @@
 """The benchmark of the data path compares like with like, and its table is whole."""
 
 import csv
+import random
+from importlib import import_module
 
 import data_path
+import numpy
 import pytest
 import torch
+import yaml
 from PIL import Image
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from ckdlite import _assets, datamodules
+from ckdlite.cli import RECIPES
 
 
 @pytest.fixture
@@ -93,3 +99,26 @@ def test_the_decision_quotes_the_table():
     batch, memory = ratio["whole path, three on the batch"], ratio["kept in memory, by itself"]
     assert f"would take {batch:.2f} of the time" in said
     assert f"images kept in memory {memory:.2f}" in said
+
+
+def test_no_augmentation_of_a_recipe_draws_from_numpy_or_python(folder):
+    """Neither moves, and one seed gives one image, so the number of workers cannot matter."""
+    texts = [path.read_text() for path in sorted(RECIPES.glob("*.yaml"))]
+    given = [(yaml.safe_load(text).get("data") or {}).get("init_args", {}) for text in texts]
+    found = {str(own["augment"]): own["augment"] for own in given if own.get("augment")}
+    assert len(found) > 1
+    for steps in found.values():
+        augment = []
+        for step in steps:
+            module, _, name = step["class_path"].rpartition(".")
+            options = dict(step.get("init_args", {}))
+            if "policy" in options:
+                options["policy"] = v2.AutoAugmentPolicy[options["policy"]]
+            augment.append(getattr(import_module(module), name)(**options))
+        pictures = datamodules._Augmented([(images(1)[0], 0)], augment)
+        states = numpy.random.get_state()[1].tolist(), random.getstate()
+        seen = [pictures[0, seed][0] for seed in range(20)]
+        assert (numpy.random.get_state()[1].tolist(), random.getstate()) == states
+        assert any(not torch.equal(seen[0], one) for one in seen[1:])
+        again = [pictures[0, seed][0] for seed in range(20)]
+        assert all(torch.equal(*pair) for pair in zip(seen, again, strict=True))
