@@ -11,6 +11,7 @@ from functools import cache
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -208,13 +209,14 @@ def cifar(
         name: "cifar10" or "cifar100".
         root: folder that holds, or will hold, the unpacked official archive.
         split: "train", "validation" or "test".
-        download: fetch the archive if it is not there.
+        download: fetch the archive if it is not there, with a bar of progress; its MD5 is checked.
         transform: called on each image.
 
     Raises:
         ImportError: torchvision is not installed.
         ValueError: `name` or `split` is unknown.
-        FileNotFoundError: the files are missing or damaged and `download` is false.
+        FileNotFoundError: the files are missing or damaged; with `download`, the archive could not
+            be fetched, or what came is not the official one.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
     """
@@ -222,13 +224,24 @@ def cifar(
     _one_of("split", split, SPLITS)
     datasets = _torchvision().datasets
     kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    files = Path(root) / kind.base_folder
     try:
         whole = kind(root, train=split != "test", transform=transform, download=download)
-    except RuntimeError as error:
+    except URLError as error:
         raise FileNotFoundError(
-            f"{name}: the official files are missing or damaged in "
-            f"{Path(root) / kind.base_folder}; put the unpacked archive there, or remove what is "
-            "there and pass download=True to fetch it"
+            f"{name}: {kind.url} could not be fetched ({error.reason}); without a network, put the "
+            f"unpacked archive into {files}"
+        ) from error
+    except RuntimeError as error:
+        if download:
+            raise FileNotFoundError(
+                f"{name}: {Path(root) / kind.filename} is not the official archive: what was "
+                f"fetched from {kind.url} has another MD5. Try again, or put the unpacked archive "
+                f"into {files}"
+            ) from error
+        raise FileNotFoundError(
+            f"{name}: the official files are missing or damaged in {files}; put the unpacked "
+            "archive there, or remove what is there and pass download=True to fetch it"
         ) from error
     return Subset(whole, _members(whole.targets, split))
 

@@ -1,9 +1,15 @@
 """The shipped scenes against committed digests and an exact reference; loaders against files."""
 
+import functools
 import hashlib
+import io
 import json
+import pickle
 import shutil
+import tarfile
+import threading
 from fractions import Fraction
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -265,6 +271,74 @@ def test_cifar_says_what_is_missing(monkeypatch, tmp_path):
         cifar("cifar100", tmp_path, "test")
     with pytest.raises(ValueError, match="name is 'cifar'; it must be one of cifar10, cifar100"):
         cifar("cifar", tmp_path, "train")
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder, and the address on this machine at which its files are served."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    serve = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_words: None)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def archive(monkeypatch, served, files):
+    """CIFAR-10's archive with these files, served in place of the official one."""
+    from torchvision.datasets import CIFAR10
+
+    path = served[0] / CIFAR10.filename
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            about = tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    rest = {name: sums[name] for name in files if name != "batches.meta"}
+    monkeypatch.setattr(CIFAR10, "url", f"{served[1]}/{path.name}")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(CIFAR10, "train_list", [(n, s) for n, s in rest.items() if n != "test"])
+    monkeypatch.setattr(CIFAR10, "test_list", [("test", sums["test"])])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    return path
+
+
+def pickles():
+    labels = [i % 10 for i in range(20)]
+    part = {"data": np.arange(20 * 3072, dtype=np.uint32).astype(np.uint8), "labels": labels}
+    part["data"] = part["data"].reshape(20, 3072)
+    files = {"one": part, "test": part, "batches.meta": {"label_names": [*"abcdefghij"]}}
+    return {name: pickle.dumps(content) for name, content in files.items()}
+
+
+def test_cifar_is_fetched_once_with_progress_and_checked(monkeypatch, served, tmp_path, capsys):
+    there = archive(monkeypatch, served, pickles())
+    train = cifar("cifar10", tmp_path / "here", "train", download=True)
+    assert len(train) == 10 and train[0][0].size == (32, 32)
+    assert "100%" in capsys.readouterr().err  # the bar
+    there.unlink()
+    assert len(cifar("cifar10", tmp_path / "here", "test", download=True)) == 20
+    # A file that has changed since is found at the next start.
+    (tmp_path / "here" / "cifar-10-batches-py" / "one").write_bytes(b"damaged")
+    with pytest.raises(FileNotFoundError, match="missing or damaged in .*cifar-10-batches-py"):
+        cifar("cifar10", tmp_path / "here", "train")
+
+
+@pytest.mark.bad_input
+def test_a_damaged_archive_and_no_network_are_named(monkeypatch, served, tmp_path):
+    there = archive(monkeypatch, served, pickles())
+    there.write_bytes(there.read_bytes()[:-40])  # a fetch that was cut short
+    with pytest.raises(FileNotFoundError, match=r"is not the official archive: .* another MD5"):
+        cifar("cifar10", tmp_path / "here", "train", download=True)
+    assert not (tmp_path / "here" / "cifar-10-batches-py").exists()  # nothing was unpacked
+    there.unlink()
+    with pytest.raises(FileNotFoundError, match=r"could not be fetched .*without a network, put"):
+        cifar("cifar10", tmp_path / "here", "train", download=True)
 
 
 @pytest.fixture
