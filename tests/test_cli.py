@@ -98,8 +98,9 @@ def complaint(capsys, status):
 
 
 def test_the_recipes_are_there():
-    """Each is tried somewhere: here over the scenes, or in a file of tests of its own."""
-    elsewhere = {n for n in NAMES if n.startswith(("cifar", "imagenet"))} | {"folder", "short"}
+    """Each is tried somewhere: here over the scenes, in tests of its own, or in chapter 4.1."""
+    elsewhere = {name for name in NAMES if name.startswith(("cifar", "imagenet"))}
+    elsewhere |= {"folder", "short", "tiny"}
     assert set(NAMES) == {"scenes", "photos", *OVERLAYS} | elsewhere
 
 

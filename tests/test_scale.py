@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torchvision.models import resnet34
 from torchvision.transforms import v2
 
 from ckdlite import data, students
-from ckdlite.cli import main
+from ckdlite.cli import RECIPES, main
 from ckdlite.datamodules import FolderData
 from ckdlite.networks import OverTime, record
 from ckdlite.runs import checkpoint, history, read
@@ -83,6 +84,23 @@ def test_every_method_trains_over_every_base(base, method):
     for term in ("kd", "samd", "nld"):
         assert (f"train/{term}" in names) == (term in METHODS[method])
     assert main(["test", "--run", "runs/one"]) == 0
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_recipe_as_it_stands(capsys, base):
+    """Without the changes above: a trained teacher of 1000 classes, T = 4."""
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", base, "--config", "paper", "--run", "runs/one", "--print_config"])
+    assert end.value.code in (0, None)
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert model["teacher"]["init_args"]["weights"] == "IMAGENET1K_V1"
+    assert model["student"]["init_args"] == {"timesteps": 4, "classes": 1000}
+    assert model["samd"]["weight"] > 0 and model["nld"]["weight"] > 0
+
+
+def test_the_bases_of_one_kind_of_student_differ_in_its_depth_alone():
+    one, other = ((RECIPES / f"{base}.yaml").read_text() for base in BASES[:2])
+    assert one.replace("18", "34") == other.replace("18", "34") and one != other
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -1147,7 +1147,7 @@ def test_sizes_that_make_no_batch():
 def test_every_setting_of_the_data_is_in_its_recipe():
     """A new setting must be named here: all parts of one run share it, or it changes nothing."""
     # A run may go on where the images lie elsewhere, and be loaded another way.
-    free = {"workers", "root", "memory", "download"}
+    free = {"workers", "root", "test", "memory", "download"}
     for module in (scenes(), FolderData("photos"), CIFARData()):
         settings = set(inspect.signature(type(module)).parameters)
         assert module.recipe().keys() == settings - free | {"select_on_test"}
