@@ -344,9 +344,9 @@ def loading(device: str, rounds: int) -> list[Case]:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 to_pil_image(image).save(file, quality=95)
         for name, steps, held in (
-            ("recipe, from JPEG files", recipe, False),
-            ("recipe, from memory", recipe, True),
-            ("short, from memory", short, True),
+            ("recipe from JPEG files", recipe, False),
+            ("recipe from memory", recipe, True),
+            ("short from memory", short, True),
         ):
             module = FolderData(root, batch_size=BATCH, augment=steps, memory=held)
             run = partial(_first_batch, module.train_dataloader())

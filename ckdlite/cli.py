@@ -205,7 +205,11 @@ class _CLI(LightningCLI):
         elif self.trainer.is_global_zero:
             run.mkdir(parents=True, exist_ok=True)
             self._parser("fit").save(
-                self.config.fit, run / "config.yaml", overwrite=True, multifile=False
+                self.config.fit,
+                run / "config.yaml",
+                overwrite=True,
+                multifile=False,
+                skip_unset=False,  # a None that is given is not the default
             )
         self.trainer.callbacks += [
             LambdaCallback(

@@ -155,19 +155,19 @@ def test_every_measured_epoch_lies_within_its_estimate():
 
 
 def test_hours_by_hand():
-    known, row = cost.limits(), cost.find("imagenet-sew-resnet34")
+    known, row = cost.limits(), cost.find("cifar10-resnet19", 4)
     step = 128 * (row["step_flops"] + row["teacher_flops"])
-    steps = 320 * math.ceil(1281167 / 128)
-    low, high = cost.hours("imagenet-sew-resnet34")
+    steps = 400 * math.ceil(45000 / 128)
+    low, high = cost.hours("cifar10-resnet19", 4)
     assert low == pytest.approx(steps * step / known.rates[1] / 3600)
-    assert high == pytest.approx(steps * (step / known.rates[0] + 37 * known.waits[1]) / 3600)
+    assert high == pytest.approx(steps * (step / known.rates[0] + 20 * known.waits[1]) / 3600)
     # ResNet-20 is so small that the wait is all of its lower end.
     low, _ = cost.hours("cifar10-resnet20")
     assert low == pytest.approx(400 * 352 * 22 * known.waits[0] / 3600)
 
 
 def test_another_gpu_computes_slower_and_waits_alike():
-    on = {gpu: cost.hours("imagenet-sew-resnet34", gpu=gpu) for gpu in cost.PEAKS}
+    on = {gpu: cost.hours("cifar10-resnet19", 4, gpu) for gpu in cost.PEAKS}
     assert on["T4"].low == pytest.approx(on["H100"].low * 989 / 65)
     assert on["H100"].high < on["A100"].high < on["H100"].high * 989 / 312
     assert cost.hours("cifar10-resnet20", gpu="A100").low == cost.hours("cifar10-resnet20").low
