@@ -486,6 +486,8 @@ def _test_scores(tested: Mapping[str, Any]) -> str:
     if not tested:
         return "<p>Not tested yet: <code>ckdlite test --run FOLDER</code> does it, once.</p>"
     said = f"{tested.get('checkpoint', 'a checkpoint')}, epoch {tested.get('epoch', 'unknown')}"
+    if "selected_on" in tested:
+        said += f", chosen on {tested['selected_on']}"
     return f"<p>{html.escape(said)}.</p>" + _table(("score", "value"), tested["scores"].items())
 
 

@@ -150,6 +150,7 @@ def test_the_page_of_a_student(capsys):
     assert main(["test", "--run", "run"]) == 0
     found = page()
     tested = json.loads(runs.Path("run/test.json").read_text())
+    assert f"epoch {tested['epoch']}, chosen on validation." in found.text
     for name, value in tested["scores"].items():
         assert float(found.fact(name)) == pytest.approx(value, rel=1e-3, nan_ok=True)
     assert f"by ckdlite {__version__}" in found.fact("started")
