@@ -1,85 +1,96 @@
-"""Count what a training step of each recipe computes: `ckdlite/assets/costs.csv`.
+"""Count what a training step of each recipe computes and keeps: `ckdlite/assets/costs.csv`.
 
     python experiments/count_recipes.py
 
-Takes under a minute on a CPU. Needs SpikingJelly and torchvision for the rows of ImageNet; no data
-and no weights. Epochs and batch are those of the recipes' files. Our neurons are the plain loop,
-which counts like the compiled one.
+Takes some minutes on a CPU, and a C++ compiler for the compiled neuron. Needs SpikingJelly and
+torchvision for the rows of ImageNet; no data and no weights. Epochs, batch and T are those of the
+recipes' files. Operations are counted with the plain neuron, which has as many as the compiled one.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor, nn
 
-from ckdlite import cost, networks
+from ckdlite import cost, networks, students
 from ckdlite._assets import FOLDER
+from ckdlite.lif import LIF
 
 COLUMNS = [
-    *("recipe", "timesteps", "images", "epochs", "batch", "layers"),
-    *("step_flops", "teacher_flops", "parameters", "teacher_parameters", "torch"),
+    *("recipe", "timesteps", "neuron", "images", "epochs", "batch", "layers", "step_flops"),
+    *("teacher_flops", "kept_bytes", "parameters", "teacher_parameters", "torch"),
 ]
+TRAINED = 0.9  # of the training images; the others choose the epoch
 # The recipe's own T first.
-CIFAR = {"resnet19": (1, 4), "resnet20": (2, 4)}
+STEPS = {"resnet19": (1, 4), "resnet20": (2, 4)}
 
 
 def cifar() -> Iterator[dict[str, Any]]:
     """ResNet-19 and ResNet-20 on CIFAR, students and their teachers."""
     images = torch.zeros(2, 3, 32, 32)
     for classes in (10, 100):
-        for name, steps in CIFAR.items():
+        for name, steps in STEPS.items():
+            make = partial(getattr(networks, name), classes)
             recipe = f"cifar{classes}-{name}"
-            overlay = _read(f"{recipe}-teacher")["trainer"]
-            shared = schedule(recipe) | {"images": 45000}  # 5,000 of the 50,000 choose the epoch
-            make = getattr(networks, name)
             for timesteps in steps:
-                student = make(classes, timesteps=timesteps)
-                yield shared | {"timesteps": timesteps} | row(student, make(classes), images)
-            shared |= {"recipe": f"{recipe}-teacher", "epochs": overlay["max_epochs"]}
-            yield shared | row(make(classes), None, images)
+                yield own(recipe, 50000, partial(make, timesteps=timesteps), make(), images)
+            yield row(f"{recipe}-teacher", 50000, make(), None, images)
 
 
 def imagenet() -> Iterator[dict[str, Any]]:
-    """SpikingJelly's networks, T = 4, taught by torchvision's ResNet-34."""
+    """SpikingJelly's networks, taught by torchvision's ResNet-34."""
     from torchvision.models import resnet34
 
-    from ckdlite import students
-
     images = torch.zeros(2, 3, 224, 224)
-    # Of 1,281,167 one tenth chooses the epoch.
-    about = {"timesteps": 4, "images": 1153050}
     for name in ("sew_resnet18", "sew_resnet34", "spikformer"):
         recipe = f"imagenet-{name.replace('_', '-')}"
-        counted = row(getattr(students, name)(4), resnet34(), images)
-        yield about | schedule(recipe) | counted
+        student = getattr(students, name)(
+            **_read(recipe)["model"]["init_args"]["student"]["init_args"]
+        )
+        yield row(recipe, 1281167, student, resnet34(), images) | {"neuron": "SpikingJelly"}
 
 
 def events() -> Iterator[dict[str, Any]]:
-    """ResNet-20 on frames of CIFAR10-DVS; its teacher sees their mean."""
+    """ResNet-20 on the frames of CIFAR10-DVS; its teacher sees their mean."""
     frames = torch.zeros(10, 2, 2, 48, 48)
-    student = networks.resnet20(timesteps=10, in_channels=2)
-    teacher = networks.resnet20(in_channels=2)  # taking the mean costs next to nothing
-    about = {"timesteps": 10, "images": 8100}  # of 9,000 one tenth chooses the epoch
-    yield about | schedule("cifar10-dvs-resnet20") | row(student, teacher, frames)
+    make = partial(networks.resnet20, in_channels=2)
+    teacher = networks.MeanFrames(make())
+    yield own("cifar10-dvs-resnet20", 9000, partial(make, timesteps=10), teacher, frames)
+    yield row("cifar10-dvs-resnet20-teacher", 9000, teacher, None, frames)
 
 
-def schedule(recipe: str) -> dict[str, Any]:
-    """What the recipe's file says of epochs and batch."""
-    read = _read(recipe)
-    batch = read["data"]["init_args"]["batch_size"]
-    return {"recipe": recipe, "epochs": read["trainer"]["max_epochs"], "batch": batch}
+def own(
+    recipe: str, images: int, make: Callable[..., nn.Module], teacher: nn.Module, shown: Tensor
+) -> dict[str, Any]:
+    """The row of a student of this library: what it keeps with the compiled neuron."""
+    compiled = make(neuron=partial(LIF, compiled=True))
+    return row(recipe, images, make(), teacher, shown) | {
+        "neuron": "ckdlite compiled",
+        "kept_bytes": cost.kept_bytes(compiled, shown),
+    }
 
 
-def row(student: nn.Module, teacher: nn.Module | None, images: Tensor) -> dict[str, Any]:
-    """What is counted."""
-    counted = cost.training_flops(student, teacher, images)
-    return {
+def row(
+    recipe: str, images: int, student: nn.Module, teacher: nn.Module | None, shown: Tensor
+) -> dict[str, Any]:
+    """What the recipe says, and what is counted."""
+    base = _read(recipe.removesuffix("-teacher"))
+    layer = base["model"]["init_args"].get("teacher_layer", "stage3")
+    counted = cost.training_flops(student, teacher, shown, teacher_layer=layer)
+    about = {} if teacher is None else {"timesteps": student.timesteps}
+    return about | {
+        "recipe": recipe,
+        "images": round(TRAINED * images),
+        "epochs": (base["trainer"] | _read(recipe).get("trainer", {}))["max_epochs"],
+        "batch": base["data"]["init_args"]["batch_size"],
         "layers": cost.layers(student),
         "step_flops": counted.student,
         "teacher_flops": counted.teacher,
+        "kept_bytes": cost.kept_bytes(student, shown),
         "parameters": _parameters(student),
         "teacher_parameters": 0 if teacher is None else _parameters(teacher),
         "torch": torch.__version__.partition("+")[0],
