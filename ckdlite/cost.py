@@ -199,7 +199,7 @@ def limits() -> Limits:
             small.append(row["images_per_second"])
         if ours or case == "ANN":
             counted = find(f"{name}-teacher") if t is None else find(name, int(t))
-            peaks.append(row["peak_mb"] * 1e6 / kept(counted, batch))
+            peaks.append(row["peak_mb"] * 1e6 / kept(counted, int(batch)))
     waits = (batch / max(small) / depth, batch / min(small) / depth)
     loop = batch / speeds["SpikingJelly", 4] / depth
     return Limits((min(rates), max(rates)), waits, batch / ann / depth, loop, max(peaks))
@@ -251,7 +251,7 @@ def hours(
     return Hours(low * steps / 3600, high * steps / 3600)
 
 
-def kept(row: results.Row, batch: float) -> float:
+def kept(row: results.Row, batch: int) -> float:
     """Bytes that a training step of a row of `assets/costs.csv` keeps on a device.
 
     Those of the images, 12 a parameter (weight, gradient, momentum; AdamW has 16), and 4 a
@@ -273,7 +273,7 @@ class Images(NamedTuple):
     many: int
 
 
-def fits(recipe: str, timesteps: int | None = None, gigabytes: float = 80.0) -> Images:
+def fits(recipe: str, timesteps: int | None = None, gigabytes: float | int = 80) -> Images:
     """Estimate how many images fit on a device at a time: at least, at most.
 
     By what a step keeps in bfloat16, see `kept`. How far the peak lies above that was measured for
