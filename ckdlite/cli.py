@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -248,6 +249,8 @@ class _CLI(LightningCLI):
         Lightning would end it after the step, with status 0; in SLURM it would save a checkpoint
         from the middle of an epoch, and the order of the epoch's images is not in it.
         """
+        if threading.current_thread() is not threading.main_thread():
+            return {}  # of several runs side by side in one process; Python allows no handler here
         numbers = [signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])]
         return {number: signal.signal(number, self._stop) for number in numbers}
 
