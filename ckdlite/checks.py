@@ -1701,11 +1701,11 @@ def accuracy_error(answer: Function) -> None:
 def effective_batch(answer: Function) -> None:
     """Exercise 1 of chapter 4.2: `answer(images, devices, machines, accumulated, rate, base)`."""
 
-    def right(*given: float, factors: tuple[int, ...] = (0, 1, 2, 3)) -> Tensor:
+    def right(*given: Any, factors: tuple[int, ...] = (0, 1, 2, 3)) -> Tensor:
         batch = math.prod(given[i] for i in factors)
         return torch.tensor([batch, given[4] * batch / given[5]], dtype=torch.float64)
 
-    def as_tensor(*given: float) -> Any:
+    def as_tensor(*given: Any) -> Any:
         found = answer(*given)
         return torch.tensor(found, dtype=torch.float64) if isinstance(found, tuple) else found
 

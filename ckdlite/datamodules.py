@@ -336,7 +336,7 @@ class _Augmented(Dataset):
     augmentation would depend on the batch that it is in, and so on the number of devices.
     """
 
-    def __init__(self, images: Dataset, steps: Sequence[nn.Module]) -> None:
+    def __init__(self, images: Dataset | Sequence[Any], steps: Sequence[nn.Module]) -> None:
         self.images, self.steps = images, steps
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float32, Num
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize
@@ -97,7 +97,7 @@ class Roll(nn.Module):
             raise ValueError(f"pixels: got {pixels}, wanted at least 0")
         self.pixels = pixels
 
-    def forward(self, x: Float[Tensor, "*L H W"]) -> Float[Tensor, "*L H W"]:
+    def forward(self, x: Num[Tensor, "*L H W"]) -> Num[Tensor, "*L H W"]:
         """The shifted frames."""
         shift = torch.randint(-self.pixels, self.pixels + 1, (2,)).tolist()
         return x.roll(shift, (-2, -1))
